@@ -21,7 +21,7 @@ prepare_metadata_for_build_editable = backend.prepare_metadata_for_build_editabl
 
 
 def torch_directory() -> Path:
-    """The folder of the installed torch package: LAMINA_TORCH, this interpreter's, or its venv's."""
+    """The folder of the installed torch package: LAMINA_TORCH, ours, or the venv's."""
     candidates = [Path(os.environ["LAMINA_TORCH"])] if "LAMINA_TORCH" in os.environ else []
     spec = importlib.util.find_spec("torch")
     if spec and spec.origin:

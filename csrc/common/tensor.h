@@ -1,0 +1,59 @@
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#if defined(__linux__)
+#  include <sys/mman.h>
+#endif
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <vector>
+
+// What every op's glue needs to know of a tensor, beside what torch::stable::Tensor offers.
+
+namespace lamina {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// A new uint8 tensor on the device of `like`; bit masks live in such tensors.
+inline Tensor empty_bytes(const Tensor& like, std::vector<int64_t> sizes) {
+  return torch::stable::new_empty(like, sizes, ScalarType::Byte);
+}
+
+// Elements that fill a block of memory without gaps or overlaps, in whatever order of dimensions.
+// Such a tensor can be walked as one flat array.
+inline bool is_dense(const Tensor& tensor) {
+  if (tensor.is_contiguous()) return true;
+  std::vector<std::array<int64_t, 2>> dims;
+  for (int64_t d = 0; d < tensor.dim(); ++d)
+    if (tensor.size(d) != 1) dims.push_back({tensor.stride(d), tensor.size(d)});
+  std::sort(dims.begin(), dims.end());
+  int64_t expected = 1;
+  for (auto [stride, size] : dims) {
+    if (stride != expected) return false;
+    expected *= size;
+  }
+  return true;
+}
+
+// Asks for huge pages under a large fresh CPU allocation: its first touch is then one page fault
+// for every 2 MB, not for every 4 kB. A hint only; nothing depends on it.
+inline void prefer_huge_pages(const Tensor& fresh) {
+#if defined(__linux__)
+  constexpr uintptr_t page = 2u << 20;
+  const auto begin = reinterpret_cast<uintptr_t>(fresh.data_ptr());
+  const uintptr_t end = begin + static_cast<uintptr_t>(fresh.numel()) * fresh.element_size();
+  const uintptr_t first = (begin + page - 1) & ~(page - 1);
+  if (end >= first + 2 * page)
+    madvise(reinterpret_cast<void*>(first), (end - first) & ~(page - 1), MADV_HUGEPAGE);
+#else
+  (void)fresh;
+#endif
+}
+
+}  // namespace lamina

@@ -1,0 +1,18 @@
+"""PyTorch layers with compiled cores and hand-written backward passes.
+
+Every layer is a drop-in `nn.Module` and falls back to plain PyTorch where no kernel fits.
+`lamina info`, `lamina check` and `lamina bench` tell what runs here, whether it is right, and how
+fast it is.
+"""
+
+from importlib.metadata import version
+
+from lamina import functional
+from lamina.backends import use_backend
+from lamina.explain import explain
+from lamina.layers.linear import Linear, LinearReLU
+from lamina.layers.threshold import ThresholdReLU
+
+__version__ = version("lamina")
+
+__all__ = ["Linear", "LinearReLU", "ThresholdReLU", "explain", "functional", "use_backend"]

@@ -1,0 +1,212 @@
+"""Which implementation runs a call, and why.
+
+`reference` is plain torch and runs everything; `cpp`, `cuda` and `triton` are kernels. Left alone,
+Lamina takes the first backend of an op's order that can run the call and is not slower than ATen on
+it. `backend=`, `use_backend(...)` and the environment's LAMINA_BACKEND (in this order) ask for one
+by name; what is asked for and cannot be met is a ValueError that says why, for every backend.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch._subclasses import FakeTensor
+from torch.autograd import forward_ad
+
+from lamina.modules import missing
+
+if TYPE_CHECKING:
+    from lamina.spec import Spec
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where a backend's ops are registered and whose tensors they take."""
+
+    namespace: str
+    device: str
+    missing: str | None
+
+
+BACKENDS: dict[str, Backend] = {
+    "cpp": Backend("lamina", "cpu", missing["cpp"]),
+    "cuda": Backend("lamina", "cuda", missing["cuda"]),
+    "triton": Backend("lamina_triton", "cuda", missing["triton"]),
+}
+NAMES = ("reference", *BACKENDS)
+
+
+class Kernels(NamedTuple):
+    """An op's two registered functions on one backend."""
+
+    forward: Any
+    backward: Any
+
+
+class Decision(NamedTuple):
+    """One call's choice: the op, the backend that runs it, and why each other one does not."""
+
+    op: str
+    backend: str
+    reasons: dict[str, list[str]]
+
+
+class _Choice(threading.local):
+    name: str | None = None
+    record: list[Decision] | None = None
+
+
+_choice = _Choice()
+
+
+def _checked(name: str | None, source: str) -> str | None:
+    if name is not None and name not in NAMES:
+        raise ValueError(f"{source} is {name!r}; the backends are {', '.join(NAMES)}")
+    return name
+
+
+_from_environment = _checked(os.environ.get("LAMINA_BACKEND") or None, "LAMINA_BACKEND")
+
+
+@contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Run Lamina's ops of this thread on one backend; None gives the choice back to Lamina.
+
+    Raises ValueError for an unknown name, and each call inside raises if the backend can't run it.
+    """
+    before, _choice.name = _choice.name, _checked(name, "use_backend's argument")
+    try:
+        yield
+    finally:
+        _choice.name = before
+
+
+@contextmanager
+def record_decisions() -> Iterator[list[Decision]]:
+    """Collect the decision of every Lamina op that this thread calls inside the block."""
+    before, _choice.record = _choice.record, []
+    try:
+        yield _choice.record
+    finally:
+        _choice.record = before
+
+
+_registered: dict[tuple[str, str], Kernels | None] = {}  # A dict, which Dynamo can look into.
+
+
+def _lookup(namespace: str, op: str) -> Kernels | None:
+    if (namespace, op) not in _registered:
+        ops = getattr(torch.ops, namespace)
+        forward = getattr(ops, f"{op}_forward", None)
+        backward = getattr(ops, f"{op}_backward", None)
+        _registered[namespace, op] = forward and Kernels(
+            forward.default, backward.default if backward else None
+        )
+    return _registered[namespace, op]
+
+
+def kernels(op: str, backend: str) -> Kernels:
+    """The registered functions of an op on a backend that `choose` gave."""
+    found = _lookup(BACKENDS[backend].namespace, op)
+    assert found is not None, f"{op} has no {backend} kernels"
+    return found
+
+
+def transformed() -> bool:
+    """Whether a functorch transform or forward-mode AD, which kernels have no rules for, is on."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _plain(tensor: torch.Tensor) -> bool:
+    return type(tensor) in (torch.Tensor, torch.nn.Parameter) or isinstance(tensor, FakeTensor)
+
+
+def refusals(
+    spec: Spec, name: str, tensors: tuple[torch.Tensor | None, ...], options: tuple[Any, ...]
+) -> list[str]:
+    """Why a backend cannot run this call; empty if it can."""
+    if name == "reference":
+        return []
+    backend = BACKENDS[name]
+    if backend.missing:
+        return [backend.missing]
+    if _lookup(backend.namespace, spec.name) is None:
+        return [f"{spec.name} has no {name} kernel"]
+    first = tensors[0]
+    reasons = []
+    if first.device.type != backend.device:
+        reasons.append(f"the input is on {first.device.type}, its kernels take {backend.device}")
+    if first.dtype not in spec.dtypes:
+        reasons.append(f"{first.dtype} is not among its dtypes")
+    for tensor in tensors:
+        if tensor is not None and not _plain(tensor):
+            reasons.append(f"{type(tensor).__name__} is a tensor subclass with rules of its own")
+    if not torch.compiler.is_compiling() and transformed():
+        reasons.append("a functorch transform or forward-mode AD is active")
+    return reasons or spec.unsupported(name, *tensors, *options)
+
+
+def choose(
+    spec: Spec,
+    backend: str | None,
+    tensors: tuple[torch.Tensor | None, ...],
+    options: tuple[Any, ...] = (),
+) -> str:
+    """The backend that runs this call.
+
+    Raises ValueError if one was asked for by name and cannot.
+    """
+    wanted = _checked(backend, f"{spec.name}: backend") or _choice.name or _from_environment
+    if wanted is not None:
+        if refusals(spec, wanted, tensors, options):
+            raise ValueError(_refused(spec, wanted, tensors, options))
+        chosen = wanted
+    else:
+        chosen = "reference"
+        for name in spec.order:
+            if spec.slower(name, *tensors, *options) is None and not refusals(
+                spec, name, tensors, options
+            ):
+                chosen = name
+                break
+    if _choice.record is not None and not torch.compiler.is_compiling():
+        _choice.record.append(_explained(spec, chosen, wanted, tensors, options))
+    return chosen
+
+
+def _refused(
+    spec: Spec, wanted: str, tensors: tuple[torch.Tensor | None, ...], options: tuple[Any, ...]
+) -> str:
+    lines = [f"{spec.name}: backend {wanted!r} was asked for and cannot run this call."]
+    for name in NAMES:
+        reasons = refusals(spec, name, tensors, options)
+        lines.append(f"  {name}: {'; '.join(reasons) if reasons else 'can run it'}")
+    return "\n".join(lines)
+
+
+def _explained(
+    spec: Spec,
+    chosen: str,
+    wanted: str | None,
+    tensors: tuple[torch.Tensor | None, ...],
+    options: tuple[Any, ...],
+) -> Decision:
+    reasons = {}
+    for name in NAMES:
+        if name == chosen:
+            continue
+        why = refusals(spec, name, tensors, options)
+        if not why and wanted:
+            why = [f"{wanted} was asked for"]
+        elif not why and name == "reference":
+            why = ["a kernel fits"]
+        elif not why:
+            why = [spec.slower(name, *tensors, *options) or f"{chosen} comes first in the order"]
+        reasons[name] = why
+    return Decision(spec.name, chosen, reasons)

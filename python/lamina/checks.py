@@ -1,0 +1,40 @@
+"""Argument checks that every op shares. They run before anything is computed, on every backend."""
+
+from __future__ import annotations
+
+import torch
+
+
+def check_floating(op: str, name: str, tensor: object) -> None:
+    """TypeError unless the argument is a tensor of a real floating-point dtype."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{op}: {name} must be a Tensor, got {type(tensor).__name__}")
+    if not tensor.dtype.is_floating_point:
+        raise TypeError(f"{op}: {name} must be of a floating-point dtype, got {tensor.dtype}")
+
+
+def check_alike(op: str, name: str, tensor: torch.Tensor, other: str, like: torch.Tensor) -> None:
+    """ValueError unless both tensors have one device, TypeError unless they have one dtype."""
+    if tensor.device != like.device:
+        raise ValueError(
+            f"{op}: {name} is on {tensor.device} and {other} on {like.device}; "
+            "move them to one device"
+        )
+    if tensor.dtype != like.dtype:
+        raise TypeError(
+            f"{op}: {name} is {tensor.dtype} and {other} {like.dtype}; "
+            "convert one, or run under torch.autocast"
+        )
+
+
+def autocast_dtype(tensor: torch.Tensor) -> torch.dtype | None:
+    """The dtype that autocast asks of matrix products on this tensor's device, or None."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def cast(tensor: object, dtype: torch.dtype) -> object:
+    """As autocast casts: floating-point tensors, but not float64; anything else is left alone."""
+    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+        return tensor
+    return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)

@@ -1,0 +1,26 @@
+"""Says which backend runs each Lamina op of a call, and why the others do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from lamina.backends import Decision, record_decisions
+
+
+def explain(module_or_function: Callable, *inputs: Any, **kwargs: Any) -> list[Decision]:
+    """Run the call once without gradients and tell how each of its Lamina ops was run.
+
+    Prints one block for each op, in the order of the calls, and returns the decisions.
+    """
+    with record_decisions() as decisions, torch.no_grad():
+        module_or_function(*inputs, **kwargs)
+    for decision in decisions:
+        print(f"{decision.op}: {decision.backend}")
+        for name, reasons in decision.reasons.items():
+            print(f"  not {name}: {'; '.join(reasons)}")
+    if not decisions:
+        print("no Lamina op was called")
+    return decisions

@@ -1,0 +1,389 @@
+"""Linear layer with its activation: y = act(x Wᵀ + b), in one pass forward and backward.
+
+Shapes: input [..., K], weight [N, K] (or [K, N] with weight_layout="in_out"), bias [N], result
+[..., N]. float64, float32, bfloat16, float16; 16-bit types accumulate in float32. Activations by
+name: relu, threshold (value: a pair ("threshold", t)), leaky_relu (("leaky_relu", slope)), gelu,
+gelu_tanh, silu, tanh, sigmoid; any other callable runs after the product, unfused.
+NaN follows torch: relu and its kin keep NaN and pass its gradient on.
+Saved for the backward pass: input and weight, and of the output one bit an element (relu,
+threshold, leaky_relu), or the values the derivative needs (the rest).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lamina.activations import (
+    ACTIVATIONS,
+    BY_MASK,
+    BY_OUTPUT,
+    BY_PREACTIVATION,
+    Activation,
+    parse_activation,
+)
+from lamina.backends import choose, kernels
+from lamina.checks import autocast_dtype, cast, check_alike, check_floating
+from lamina.double_backward import partial_gradients
+from lamina.fakes import fake
+from lamina.spec import BadInput, Sample, Spec, Workload
+
+
+def reference(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: Activation = None,
+    *,
+    weight_layout: str = "out_in",
+) -> Tensor:
+    """The definition."""
+    name, parameter, after = parse_activation("linear", activation)
+    weight = weight if weight_layout == "out_in" else weight.t()
+    output = ACTIVATIONS[name][0](F.linear(input, weight, bias), parameter)
+    return after(output) if after else output
+
+
+@fake("linear_forward")
+def _forward_fake(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    parameter: float,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    output = input.new_empty(*input.shape[:-1], weight.shape[0])
+    if save and activation in BY_MASK:
+        rows = math.prod(input.shape[:-1])
+        return output, input.new_empty(rows, (weight.shape[0] + 7) // 8, dtype=torch.uint8)
+    if save and activation in BY_PREACTIVATION:
+        return output, torch.empty_like(output)
+    return output, input.new_empty(0, dtype=torch.uint8)
+
+
+@fake("linear_backward")
+def _backward_fake(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    saved: Tensor,
+    activation: str,
+    parameter: float,
+    needs: list[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    return (
+        input.new_empty(input.shape) if needs[0] else None,
+        torch.empty_like(weight) if needs[1] else None,
+        weight.new_empty(weight.shape[0]) if needs[2] else None,
+    )
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: str,
+        parameter: float,
+        backend: str,
+    ) -> Tensor:
+        output, saved = kernels("linear", backend).forward(
+            input, weight, bias, activation, parameter, True
+        )
+        ctx.save_for_backward(input, weight, bias, output if activation in BY_OUTPUT else saved)
+        ctx.activation, ctx.parameter, ctx.backend = activation, parameter, backend
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, bias, saved = ctx.saved_tensors
+        needs = list(ctx.needs_input_grad[:3])
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            activation = (ctx.activation, ctx.parameter)
+            tensors = (input, weight, bias)
+            grads = partial_gradients(lambda *t: reference(*t, activation), tensors, needs, grad)
+            return *grads, None, None, None
+        grads = kernels("linear", ctx.backend).backward(
+            grad, input, weight, saved, ctx.activation, ctx.parameter, needs
+        )
+        return *grads, None, None, None
+
+
+def _check(input: Tensor, weight: Tensor, bias: Tensor | None, in_out: bool) -> None:
+    check_floating("linear", "input", input)
+    check_floating("linear", "weight", weight)
+    if weight.dim() != 2:
+        raise ValueError(f"linear: weight must have 2 dimensions, got shape {tuple(weight.shape)}")
+    outs, ins = reversed(weight.shape) if in_out else weight.shape
+    if input.dim() == 0 or input.shape[-1] != ins:
+        raise ValueError(
+            f"linear: input of shape {tuple(input.shape)} must end in {ins}, the in_features of "
+            f"the weight of shape {tuple(weight.shape)}"
+        )
+    check_alike("linear", "weight", weight, "input", input)
+    if bias is not None:
+        check_floating("linear", "bias", bias)
+        if bias.shape != (outs,):
+            raise ValueError(
+                f"linear: bias must have shape ({outs},), the out_features of the weight of shape "
+                f"{tuple(weight.shape)}, got {tuple(bias.shape)}"
+            )
+        check_alike("linear", "bias", bias, "input", input)
+
+
+def linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: Activation = None,
+    *,
+    weight_layout: str = "out_in",
+    backend: str | None = None,
+) -> Tensor:
+    """act(input @ weight.T + bias), fused forward and backward.
+
+    Args:
+        input: [..., in_features].
+        weight: [out_features, in_features]; [in_features, out_features] with
+            weight_layout="in_out".
+        bias: [out_features] or None.
+        activation: None, a name, a pair (name, parameter), an nn.Module or a callable; what is
+            not among the fused ones (see the module's docstring) runs after the product.
+        backend: see lamina.backends; None lets Lamina choose.
+
+    Returns [..., out_features] in the dtype of the input, or autocast's. Raises ValueError where
+    shapes, devices or names do not fit, TypeError where dtypes do not.
+    """
+    if weight_layout not in ("out_in", "in_out"):
+        raise ValueError(
+            f"linear: weight_layout is {weight_layout!r}; it must be 'out_in' or 'in_out'"
+        )
+    name, parameter, after = parse_activation("linear", activation)
+    if isinstance(input, Tensor) and (low := autocast_dtype(input)) is not None:
+        input, weight, bias = cast(input, low), cast(weight, low), cast(bias, low)
+    _check(input, weight, bias, weight_layout == "in_out")
+    if weight_layout == "in_out":
+        weight = weight.t()
+    chosen = choose(SPEC, backend, (input, weight, bias), (name,))
+    if chosen == "reference":
+        output = ACTIVATIONS[name][0](F.linear(input, weight, bias), parameter)
+    elif torch.is_grad_enabled() and (
+        input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        output = _Linear.apply(input, weight, bias, name, parameter, chosen)
+    else:
+        output = kernels("linear", chosen).forward(input, weight, bias, name, parameter, False)[0]
+    return after(output) if after else output
+
+
+class Linear(nn.Module):
+    """`torch.nn.Linear` and the activation after it, as one layer.
+
+    The arguments, the initialisation and the state_dict (weight, bias) are nn.Linear's; a weight
+    of layout "in_out" is the transpose. See `linear` for activations, shapes and errors.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        activation: Activation = None,
+        weight_layout: str = "out_in",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("in_features", in_features), ("out_features", out_features)):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"Linear: {name} must be an int, got {value!r}")
+            if value < 0:
+                raise ValueError(f"Linear: {name} must not be negative, got {value}")
+        if weight_layout not in ("out_in", "in_out"):
+            raise ValueError(
+                f"Linear: weight_layout is {weight_layout!r}; it must be 'out_in' or 'in_out'"
+            )
+        parse_activation("Linear", activation)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.activation = activation
+        self.weight_layout = weight_layout
+        shape = (out_features, in_features)
+        shape = shape if weight_layout == "out_in" else shape[::-1]
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    def reset_parameters(self, init: str = "uniform") -> None:
+        """Draw new parameters: "uniform" as nn.Linear does, "normal" as the articles do.
+
+        "normal" is a standard normal weight and a bias of 0.01.
+        """
+        if init == "normal":
+            nn.init.normal_(self.weight)
+            if self.bias is not None:
+                nn.init.constant_(self.bias, 0.01)
+            return
+        if init != "uniform":
+            raise ValueError(f"Linear: init is {init!r}; it must be 'uniform' or 'normal'")
+        matrix = self.weight if self.weight_layout == "out_in" else self.weight.t()
+        nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.in_features) if self.in_features > 0 else 0
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(
+            input, self.weight, self.bias, self.activation, weight_layout=self.weight_layout
+        )
+
+    def extra_repr(self) -> str:
+        text = (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}"
+        )
+        if self.activation is not None and not isinstance(self.activation, nn.Module):
+            text += f", activation={self.activation!r}"
+        return text + (f", weight_layout={self.weight_layout!r}" * (self.weight_layout != "out_in"))
+
+
+class LinearReLU(Linear):
+    """`Linear` with activation="relu"."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        weight_layout: str = "out_in",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, "relu", weight_layout, device, dtype)
+
+
+def _slower(backend: str, input: Tensor, weight: Tensor, *options: object) -> str | None:
+    if input.numel() * weight.shape[0] < 1 << 18:
+        return "below 2^18 multiply-adds ATen's shorter call wins"
+    return None
+
+
+def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=dtype, device=device)
+
+    def leaf(tensor: Tensor) -> Tensor:
+        return tensor.detach().requires_grad_()
+
+    def sample(name: str, input: Tensor, outs: int = 5, bias: bool = True, **kwargs: Any) -> Sample:
+        weight = draw(outs, input.shape[-1])
+        if kwargs.get("weight_layout") == "in_out":
+            weight = weight.t().contiguous()
+        tensors = (leaf(input), leaf(weight), leaf(draw(outs)) if bias else None)
+        return Sample(name, tensors, kwargs)
+
+    for activation in ACTIVATIONS:
+        yield sample(f"{activation}, odd", draw(7, 9), 11, activation=activation)
+    yield sample("threshold 0.5", draw(9, 4), activation=("threshold", 0.5))
+    yield sample("threshold -0.5", draw(9, 4), activation=("threshold", -0.5))
+    yield sample("leaky 0.3", draw(9, 4), activation=("leaky_relu", 0.3))
+    yield sample("callable", draw(3, 4), activation=torch.sin)
+    yield sample("module", draw(3, 4), activation=nn.GELU("tanh"))
+    yield sample("vector", draw(6), activation="relu")
+    yield sample("4-D, no bias", draw(2, 3, 2, 5), 7, bias=False, activation="silu")
+    yield sample("in_out", draw(4, 6), 3, activation="relu", weight_layout="in_out")
+    yield sample("transposed input", draw(8, 5).t(), activation="tanh")
+    yield sample("strided input", draw(9, 14)[::2, ::3], activation="relu")
+    yield sample("expanded input", draw(1, 6).expand(4, 6), activation="relu")
+    yield sample("more than a block", draw(37, 70), 67, activation="relu")
+    yield sample("one column", draw(5, 3), 1, activation="relu")
+    for name, shape, outs in (
+        ("no rows", (0, 4), 3),
+        ("no ins", (3, 0), 4),
+        ("no outs", (3, 4), 0),
+    ):
+        yield sample(name, draw(*shape), outs, activation="relu")
+    frozen = draw(5, 4)
+    yield Sample("frozen weight", (leaf(draw(3, 4)), frozen, None), {"activation": "relu"})
+    yield Sample("frozen input", (draw(3, 4), leaf(frozen), leaf(draw(5))), {"activation": "gelu"})
+    yield Sample("only bias", (draw(3, 4), frozen, leaf(draw(5))), {"activation": "relu"})
+    wild = draw(4, 3)
+    wild[0, 0], wild[1, 1], wild[2, 2] = float("nan"), float("inf"), -float("inf")
+    for activation in ("relu", "leaky_relu", "threshold"):
+        yield sample(f"non-finite {activation}", wild, activation=activation)
+
+
+def _bad_inputs(device: torch.device) -> Iterator[BadInput]:
+    def ones(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.ones(*shape, dtype=dtype, device=device)
+
+    x, w, b = ones(2, 3), ones(4, 3), ones(4)
+    yield BadInput(
+        "last dimension", (ones(2, 5), w), ValueError, r"\(2, 5\) must end in 3.*\(4, 3\)"
+    )
+    yield BadInput("no dimension", (ones(), w), ValueError, r"\(\) must end in 3")
+    yield BadInput("3-D weight", (x, ones(1, 4, 3)), ValueError, "weight must have 2 dimensions")
+    yield BadInput("bias size", (x, w, ones(3)), ValueError, r"bias must have shape \(4,\).*\(3,\)")
+    yield BadInput(
+        "dtypes", (x, w.double()), TypeError, "weight is torch.float64 and input torch.fl"
+    )
+    yield BadInput("bias dtype", (x, w, b.half()), TypeError, "bias is torch.float16 and input")
+    yield BadInput("integers", (x.long(), w), TypeError, "input must be of a floating-point dtype")
+    yield BadInput("devices", (x, w.to("meta")), ValueError, "weight is on meta and input on")
+    yield BadInput("list", ([1.0, 2.0, 3.0], w), TypeError, "input must be a Tensor, got list")
+    yield BadInput(
+        "name", (x, w, b, "rleu"), ValueError, "activation is 'rleu'; the fused ones are"
+    )
+    yield BadInput("number", (x, w, b, 3), TypeError, "activation must be None, a name")
+    layout = {"weight_layout": "oi"}
+    yield BadInput("layout", (x, w), ValueError, "'oi'; it must be 'out_in' or 'in_out'", layout)
+
+
+def _workload(m: int, n: int, k: int) -> Workload:
+    def build(dtype: torch.dtype, device: torch.device) -> Sample:
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(*shape, dtype=dtype, device=device)
+
+        tensors = (draw(m, k), draw(n, k) / math.sqrt(k), draw(n))
+        return Sample(
+            f"{m}x{n}x{k}", tuple(t.requires_grad_() for t in tensors), {"activation": "relu"}
+        )
+
+    return Workload(f"{m}x{n}x{k}", build, flops=2 * m * n * k, elements=m * k + n * k + m * n)
+
+
+SPEC = Spec(
+    name="linear",
+    functional=linear,
+    reference=reference,
+    samples=_samples,
+    bad_inputs=_bad_inputs,
+    workloads=tuple(
+        _workload(*shape)
+        for shape in (
+            (128, 1024, 1024),
+            (256, 1024, 1024),
+            (512, 2048, 1024),
+            (1024, 4096, 1024),
+            (2048, 2048, 2048),
+            (4096, 3072, 768),
+            (1, 1024, 1024),
+            (8, 512, 512),
+            (16, 4096, 4096),
+            (32, 2048, 2048),
+            (8, 64, 64),
+        )
+    ),
+    slower=_slower,
+)

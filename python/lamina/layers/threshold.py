@@ -1,0 +1,169 @@
+"""Threshold ReLU: y = x where x > threshold, else 0.
+
+Shapes: any; output has the shape, dtype and strides of the input. NaN stays NaN, and its gradient
+is passed on, as torch.nn.functional.threshold does. The backward pass needs one bit for each
+element, so that is all that is saved: 1/32 of a float32 input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lamina.backends import choose, kernels
+from lamina.checks import check_floating
+from lamina.fakes import fake
+from lamina.spec import BadInput, Sample, Spec, Workload
+
+
+def reference(input: Tensor, threshold: float = 0.0) -> Tensor:
+    """The definition."""
+    return F.threshold(input, threshold, 0.0)
+
+
+@fake("threshold_forward")
+def _forward_fake(input: Tensor, threshold: float, save_mask: bool) -> tuple[Tensor, Tensor]:
+    mask_bytes = (input.numel() + 7) // 8 if save_mask else 0
+    return torch.empty_like(input), input.new_empty(mask_bytes, dtype=torch.uint8)
+
+
+@fake("threshold_backward")
+def _backward_fake(grad: Tensor, mask: Tensor) -> Tensor:
+    return torch.empty_like(grad)
+
+
+def unpack_mask(mask: Tensor, like: Tensor) -> Tensor:
+    """The bits of `mask` as a bool tensor with the shape and memory order of `like`."""
+    bits = (mask[:, None] >> torch.arange(8, device=mask.device, dtype=torch.uint8)) & 1
+    return bits.bool().flatten().as_strided(like.shape, like.stride())
+
+
+class _ThresholdReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, threshold: float, backend: str) -> Tensor:
+        output, mask = kernels("threshold", backend).forward(input, threshold, True)
+        ctx.save_for_backward(mask)
+        ctx.backend = backend
+        ctx.stride = output.stride()
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (mask,) = ctx.saved_tensors
+        if grad.stride() != ctx.stride:  # The bits are in the memory order of the output.
+            grad = torch.empty_strided(
+                grad.shape, ctx.stride, dtype=grad.dtype, device=grad.device
+            ).copy_(grad)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return torch.where(unpack_mask(mask, grad), grad, 0.0), None, None
+        return kernels("threshold", ctx.backend).backward(grad, mask), None, None
+
+
+def threshold_relu(input: Tensor, threshold: float = 0.0, *, backend: str | None = None) -> Tensor:
+    """Keep what is above `threshold`, replace the rest by zero.
+
+    Args:
+        input: any shape and strides; float64, float32, bfloat16 or float16.
+        threshold: the largest value that is replaced.
+        backend: see lamina.backends; None lets Lamina choose.
+
+    Returns a tensor with the shape and dtype of `input`. Raises TypeError if `input` is not a
+    floating-point tensor or `threshold` is not a number.
+    """
+    check_floating("threshold_relu", "input", input)
+    if not isinstance(threshold, (int, float)):
+        raise TypeError(
+            f"threshold_relu: threshold must be a number, got {type(threshold).__name__}"
+        )
+    chosen = choose(SPEC, backend, (input,))
+    if chosen == "reference":
+        return reference(input, threshold)
+    if torch.is_grad_enabled() and input.requires_grad:
+        return _ThresholdReLU.apply(input, float(threshold), chosen)
+    return kernels("threshold", chosen).forward(input, float(threshold), False)[0]
+
+
+class ThresholdReLU(nn.Module):
+    """The layer y = x where x > threshold, else 0; see `threshold_relu`.
+
+    With `inplace=True` the input is overwritten, as torch.nn.Threshold does, by ATen's own kernel:
+    there is no output to allocate, hence nothing that a kernel of ours could save.
+    """
+
+    def __init__(self, threshold: float = 0.0, inplace: bool = False) -> None:
+        super().__init__()
+        self.threshold = threshold
+        self.inplace = inplace
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.inplace:
+            check_floating("threshold_relu", "input", input)
+            return F.threshold(input, self.threshold, 0.0, inplace=True)
+        return threshold_relu(input, self.threshold)
+
+    def extra_repr(self) -> str:
+        return f"threshold={self.threshold}" + (", inplace=True" if self.inplace else "")
+
+
+def _slower(backend: str, input: Tensor, *options: object) -> str | None:
+    if input.numel() < 4096:
+        return "below 4096 elements ATen's shorter call wins"
+    return None
+
+
+def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=dtype, device=device)
+
+    edge = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 0.5], device=device)
+    layouts = {
+        "odd sizes": draw(3, 5, 7),
+        "scalar": draw(),
+        "empty": draw(0, 3),
+        "long": draw(1031),
+        "channels_last": draw(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+        "transposed": draw(6, 9).t(),
+        "strided": draw(8, 10)[::2, ::3],
+        "offset": draw(50)[1:],
+        "expanded": draw(4, 1).expand(4, 6),
+    }
+    for name, input in layouts.items():
+        yield Sample(name, (input.requires_grad_(),), {"threshold": 0.25})
+    yield Sample("default", (draw(10).requires_grad_(),))
+    yield Sample("negative", (draw(33).requires_grad_(), -0.5))
+    yield Sample("non-finite", (edge.to(dtype).requires_grad_(), 0.5))
+
+
+def _bad_inputs(device: torch.device) -> Iterator[BadInput]:
+    yield BadInput("list", ([1.0],), TypeError, "input must be a Tensor, got list")
+    integers = torch.ones(3, dtype=torch.int64, device=device)
+    yield BadInput("integers", (integers,), TypeError, "floating-point dtype, got torch.int64")
+    floats = torch.ones(3, device=device)
+    yield BadInput("text", (floats, "0"), TypeError, "threshold must be a number, got str")
+    yield BadInput(
+        "backend", (floats,), ValueError, "backend is 'gpu'; the backends are", {"backend": "gpu"}
+    )
+
+
+def _workload(millions: int) -> Workload:
+    def build(dtype: torch.dtype, device: torch.device) -> Sample:
+        input = torch.randn(millions << 20, dtype=dtype, device=device, requires_grad=True)
+        return Sample(f"{millions}M", (input, 0.1))
+
+    elements = millions << 20
+    return Workload(f"{millions}M", build, flops=elements, elements=2 * elements, backward=1.0)
+
+
+SPEC = Spec(
+    name="threshold",
+    functional=threshold_relu,
+    reference=reference,
+    samples=_samples,
+    bad_inputs=_bad_inputs,
+    workloads=tuple(map(_workload, (1, 4, 16, 64))),
+    slower=_slower,
+)

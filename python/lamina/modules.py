@@ -1,0 +1,56 @@
+"""Loads what was compiled, and remembers why the rest is absent."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+
+import torch
+
+REINSTALL = "reinstall with a C++ compiler on the path: pip install --no-build-isolation ."
+
+
+def _library(name: str) -> str | None:
+    """The compiled library's file: in an editable install it is not beside this file."""
+    spec = importlib.util.find_spec(f"lamina.{name}")
+    return spec.origin if spec else None
+
+
+def _load(name: str, absent: str) -> str | None:
+    """Load a library of ops; the reason why it is not there, or None."""
+    file = _library(name)
+    if file is None:
+        return absent
+    try:
+        torch.ops.load_library(file)
+    except OSError as error:
+        return f"{file} does not load into torch {torch.__version__}: {error}"
+    return None
+
+
+def _load_cuda() -> str | None:
+    if missing["cpp"]:
+        return f"needs the C++ module, which is missing: {missing['cpp']}"
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    return _load("_cuda", "the CUDA module was not built: reinstall with nvcc on the path")
+
+
+def _load_triton() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed: pip install triton"
+    try:
+        importlib.import_module("lamina.triton_kernels")
+    except ImportError as error:
+        return f"lamina.triton_kernels does not import: {error}"
+    return None
+
+
+missing: dict[str, str | None] = {"reference": None}
+"""For each backend the reason why its module is not there, or None."""
+
+missing["cpp"] = _load("_ops", f"the C++ module was not built: {REINSTALL}")
+missing["cuda"] = _load_cuda()
+missing["triton"] = _load_triton()
+
+_C = importlib.import_module("lamina._C") if importlib.util.find_spec("lamina._C") else None

@@ -1,0 +1,101 @@
+"""What an op tells of itself: `SPEC` at the end of every file in lamina.layers.
+
+The generic tests, `lamina check` and `lamina bench` iterate the specs; nothing else lists the ops.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call of an op's functional form. Tensors that require grad are differentiated."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BadInput:
+    """A call that must raise `error` with a message that matches `match`, on every backend."""
+
+    name: str
+    args: tuple[Any, ...]
+    error: type[Exception]
+    match: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A benchmark shape: `build(dtype, device)` makes its call; costs are of the forward pass.
+
+    flops counts multiply and add as two; elements counts what must be read and written at least.
+    The backward pass costs `backward` times the forward one.
+    """
+
+    name: str
+    build: Callable[[torch.dtype, torch.device], Sample]
+    flops: int
+    elements: int
+    backward: float = 2.0
+
+
+def supports_everything(backend: str, *call: object) -> list[str]:
+    """`Spec.unsupported` of an op whose kernels take every call of their dtypes and device."""
+    return []
+
+
+def never_slower(backend: str, *call: object) -> str | None:
+    """`Spec.slower` of an op whose kernels win at every size."""
+    return None
+
+
+@dataclass(frozen=True)
+class Spec:
+    """An op, as the rest of the house sees it.
+
+    name: the registered ops are lamina::<name>_forward and lamina::<name>_backward.
+    functional: the public form; takes `backend=`.
+    reference: differentiable plain torch with the same arguments less `backend`; the definition.
+    samples(dtype, device): small calls that cover every argument, layout and edge.
+    bad_inputs(device): calls that must raise.
+    unsupported(backend, *tensors, *options): why a backend's kernel can't take this call.
+    slower(backend, *tensors, *options): why ATen is the faster choice for this call, or None;
+        asked only when the choice is Lamina's.
+    """
+
+    name: str
+    functional: Callable[..., torch.Tensor]
+    reference: Callable[..., torch.Tensor]
+    samples: Callable[[torch.dtype, torch.device], Iterable[Sample]]
+    bad_inputs: Callable[[torch.device], Iterable[BadInput]]
+    workloads: tuple[Workload, ...]
+    dtypes: tuple[torch.dtype, ...] = FLOATS
+    order: tuple[str, ...] = ("cpp", "cuda", "triton")
+    unsupported: Callable[..., list[str]] = supports_everything
+    slower: Callable[..., str | None] = never_slower
+
+
+@cache
+def specs() -> dict[str, Spec]:
+    """Every op's spec by name, found by looking through lamina.layers."""
+    import lamina.layers
+
+    found = {}
+    for module in pkgutil.iter_modules(lamina.layers.__path__, "lamina.layers."):
+        spec = getattr(importlib.import_module(module.name), "SPEC", None)
+        if spec is not None:
+            found[spec.name] = spec
+    return found
