@@ -281,7 +281,7 @@ def _slower(backend: str, input: Tensor, weight: Tensor, *options: object) -> st
 
 def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
     def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, dtype=dtype, device=device)
+        return torch.randn(shape, dtype=dtype, device=device)
 
     def leaf(tensor: Tensor) -> Tensor:
         return tensor.detach().requires_grad_()
@@ -326,7 +326,7 @@ def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
 
 def _bad_inputs(device: torch.device) -> Iterator[BadInput]:
     def ones(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.ones(*shape, dtype=dtype, device=device)
+        return torch.ones(shape, dtype=dtype, device=device)
 
     x, w, b = ones(2, 3), ones(4, 3), ones(4)
     yield BadInput(
@@ -353,7 +353,7 @@ def _bad_inputs(device: torch.device) -> Iterator[BadInput]:
 def _workload(m: int, n: int, k: int) -> Workload:
     def build(dtype: torch.dtype, device: torch.device) -> Sample:
         def draw(*shape: int) -> Tensor:
-            return torch.randn(*shape, dtype=dtype, device=device)
+            return torch.randn(shape, dtype=dtype, device=device)
 
         tensors = (draw(m, k), draw(n, k) / math.sqrt(k), draw(n))
         return Sample(

@@ -117,7 +117,7 @@ def _slower(backend: str, input: Tensor, *options: object) -> str | None:
 
 def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
     def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, dtype=dtype, device=device)
+        return torch.randn(shape, dtype=dtype, device=device)
 
     edge = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 0.5], device=device)
     layouts = {
