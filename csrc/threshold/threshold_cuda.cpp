@@ -1,0 +1,50 @@
+#include "threshold/threshold_cuda.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include "common/cuda_glue.h"
+#include "common/tensor.h"
+#include "threshold/threshold.h"
+
+namespace lamina {
+namespace {
+
+std::tuple<Tensor, Tensor> forward(const Tensor& given, double threshold, bool save_mask) {
+  const CudaCall call(given);
+  const Tensor input = is_dense(given) ? given : torch::stable::contiguous(given);
+  const int64_t n = input.numel();
+  const Tensor output = torch::stable::empty_like(input);
+  const Tensor mask = empty_bytes(input, {save_mask ? mask_bytes(n) : 0});
+  launch_threshold_forward(float_type(input), call.pointer(input), call.pointer(output),
+                           call.pointer<uint8_t>(mask), n, threshold, call.stream());
+  call.check();
+  return {output, mask};
+}
+
+Tensor backward(const Tensor& grad, const Tensor& mask) {
+  const CudaCall call(grad);
+  const int64_t n = grad.numel();
+  STD_TORCH_CHECK(is_dense(grad), "threshold_backward: grad must fill its memory without gaps");
+  STD_TORCH_CHECK(mask.is_contiguous() && mask.numel() == mask_bytes(n),
+                  "threshold_backward: mask must be contiguous, with one bit an element");
+  const Tensor grad_input = torch::stable::empty_like(grad);
+  launch_threshold_backward(float_type(grad), call.pointer(grad), call.pointer<uint8_t>(mask),
+                            call.pointer(grad_input), n, call.stream());
+  call.check();
+  return grad_input;
+}
+
+}  // namespace
+}  // namespace lamina
+
+#ifdef LAMINA_HOST_SHIM
+STABLE_TORCH_LIBRARY_FRAGMENT(lamina_host, m) {
+  m.def(lamina::threshold_forward_schema);
+  m.def(lamina::threshold_backward_schema);
+}
+#endif
+
+STABLE_TORCH_LIBRARY_IMPL(LAMINA_CUDA_NAMESPACE, LAMINA_CUDA_KEY, m) {
+  m.impl("threshold_forward", TORCH_BOX(&lamina::forward));
+  m.impl("threshold_backward", TORCH_BOX(&lamina::backward));
+}

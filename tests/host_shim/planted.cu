@@ -1,0 +1,62 @@
+#include "common/launch.h"
+#include "common/mma.cuh"
+
+// A kernel that reverses every 64 floats by way of shared memory, and the bugs that the host shim
+// must find in it.
+
+namespace {
+
+enum Bug {
+  none,
+  missing_barrier,
+  shared_overrun,
+  global_overrun,
+  global_underrun,
+  read_overrun,
+  missing_wait,
+  blocks_collide,
+  divergent_barrier,
+  misaligned_access,
+  missing_warp_barrier,
+};
+
+constexpr int tile = 64;
+struct Tile {
+  float values[tile];
+};
+
+__global__ void reverse_kernel(const float* input, float* output, int n, Bug bug) {
+  Tile& shared = lamina::shared_memory<Tile>();
+  const int thread = threadIdx.x;
+  const int first = blockIdx.x * tile;
+  const int count = min(tile, n - first);
+  if (bug == missing_wait || bug == misaligned_access) {
+    if (thread < tile / 4)
+      lamina::cp_async_16(&shared.values[4 * thread],
+                          input + first + 4 * thread + (bug == misaligned_access), 16);
+    lamina::cp_async_commit();
+  } else if (thread < count) {
+    shared.values[thread + (bug == shared_overrun)] = input[first + thread + (bug == read_overrun)];
+  }
+  if (bug != missing_barrier) __syncthreads();
+  if (bug == divergent_barrier && thread < 32) __syncthreads();
+  if (bug == missing_warp_barrier) {
+    shared.values[thread] += 1;
+    shared.values[thread ^ 1] += 1;
+  }
+  int target = first + thread + (bug == global_overrun) - 2 * (bug == global_underrun);
+  if (bug == blocks_collide) target = thread;
+  if (thread < count) output[target] = shared.values[count - 1 - thread];
+}
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) const char* host_shim_planted(
+    int bug, const float* input, float* output, int n) {
+  host_grid::register_memory(input, n * sizeof(float), sizeof(float));
+  host_grid::register_memory(output, n * sizeof(float), sizeof(float));
+  LAMINA_LAUNCH(reverse_kernel, lamina::ceil_div(n, tile), tile, sizeof(Tile), nullptr, input,
+                output, n, static_cast<Bug>(bug));
+  host_grid::forget_memory();
+  return cudaGetLastError() == cudaSuccess ? "" : cudaGetErrorString(cudaErrorLaunchFailure);
+}
