@@ -5,15 +5,12 @@ They run on the CPU through the host shim, and on the GPU where there is one.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-from host_shim.build import build  # noqa: E402
+from host_shim.build import build
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 

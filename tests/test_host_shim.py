@@ -1,16 +1,13 @@
-"""The host shim runs the CUDA kernels on the CPU: it must find the bugs that it is there to find."""
+"""The host shim runs the CUDA kernels on the CPU: it must find the bugs it is there to find."""
 
 from __future__ import annotations
 
 import ctypes
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-from host_shim.build import build  # noqa: E402
+from host_shim.build import build
 
 BUGS = {
     "missing_barrier": "race in shared memory",

@@ -8,8 +8,6 @@
 
 #include <optional>
 
-#include "common/float_type.h"
-
 #ifdef LAMINA_HOST_SHIM
 #  include <host_grid.h>
 #  define LAMINA_CUDA_NAMESPACE lamina_host
@@ -72,21 +70,5 @@ class CudaCall {
 #endif
   cudaStream_t stream_ = nullptr;
 };
-
-inline FloatType float_type(const torch::stable::Tensor& tensor) {
-  using torch::headeronly::ScalarType;
-  switch (tensor.scalar_type()) {
-    case ScalarType::Double:
-      return FloatType::f64;
-    case ScalarType::Float:
-      return FloatType::f32;
-    case ScalarType::BFloat16:
-      return FloatType::bf16;
-    case ScalarType::Half:
-      return FloatType::f16;
-    default:
-      STD_TORCH_CHECK(false, "expected a float64, float32, bfloat16 or float16 tensor");
-  }
-}
 
 }  // namespace lamina

@@ -22,11 +22,11 @@ Layout& shared_memory() {
 #else
 
 // A kernel that wants more than 48 KB has to ask for it; it does so once a launch, which is cheap.
-#  define LAMINA_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                        \
-    do {                                                                                       \
-      if ((shared_bytes) > (48 << 10))                                                         \
+#  define LAMINA_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                          \
+    do {                                                                                         \
+      if ((shared_bytes) > (48 << 10))                                                           \
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes); \
-      kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__);                              \
+      kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__);                                \
     } while (0)
 
 extern __shared__ __align__(128) unsigned char dynamic_shared_memory[];

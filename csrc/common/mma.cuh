@@ -24,8 +24,8 @@ __device__ __forceinline__ void cp_async_16(void* shared, const void* global, in
                : "memory");
 }
 
-// Closes a group of copies. cp_async_wait<n>() waits until at most the n latest groups of this thread
-// are still on their way; other threads see the data after a barrier.
+// Closes a group of copies. cp_async_wait<n>() waits until at most the n latest groups of this
+// thread are still on their way; other threads see the data after a barrier.
 __device__ __forceinline__ void cp_async_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
@@ -34,8 +34,9 @@ __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(in_flight) : "memory");
 }
 
-// Loads four 8 x 8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix i / 8.
-// Word j of lane 4g + t gets row g, columns 2t and 2t + 1 of matrix j (of its transpose in _trans).
+// Loads four 8 x 8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix i
+// / 8. Word j of lane 4g + t gets row g, columns 2t and 2t + 1 of matrix j (of its transpose in
+// _trans).
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&fragment)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
 
 #if defined(__linux__)
 #  include <sys/mman.h>
@@ -13,12 +14,29 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/float_type.h"
+
 // What every op's glue needs to know of a tensor, beside what torch::stable::Tensor offers.
 
 namespace lamina {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+inline FloatType float_type(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double:
+      return FloatType::f64;
+    case ScalarType::Float:
+      return FloatType::f32;
+    case ScalarType::BFloat16:
+      return FloatType::bf16;
+    case ScalarType::Half:
+      return FloatType::f16;
+    default:
+      STD_TORCH_CHECK(false, "expected a float64, float32, bfloat16 or float16 tensor");
+  }
+}
 
 // A new uint8 tensor on the device of `like`; bit masks live in such tensors.
 inline Tensor empty_bytes(const Tensor& like, std::vector<int64_t> sizes) {

@@ -13,21 +13,6 @@ namespace {
 constexpr int64_t grain_bytes = 256 << 10;
 constexpr int64_t stream_bytes = 32 << 20;
 
-FloatType float_type(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Double:
-      return FloatType::f64;
-    case ScalarType::Float:
-      return FloatType::f32;
-    case ScalarType::BFloat16:
-      return FloatType::bf16;
-    case ScalarType::Half:
-      return FloatType::f16;
-    default:
-      STD_TORCH_CHECK(false, "threshold: expected float64, float32, bfloat16 or float16");
-  }
-}
-
 // Cuts n elements into runs, one a task; every run but the last is a multiple of 64 elements, so
 // that no two tasks share a cache line of the output or a byte of the mask.
 template <class Body>

@@ -1,7 +1,6 @@
-#include "threshold/threshold_cuda.h"
-
 #include "common/cuda_types.cuh"
 #include "common/launch.h"
+#include "threshold/threshold_cuda.h"
 
 namespace lamina {
 namespace {

@@ -2,11 +2,10 @@
 
 #include <cstdint>
 
+#include "common/float_type.h"
 #include "common/isa.h"
 
 namespace lamina {
-
-enum class FloatType { f64, f32, bf16, f16 };
 
 // Both walk elements [0, n) of flat arrays. `mask` may be null in the forward pass. `stream` writes
 // past the caches, for outputs that no cache can hold.

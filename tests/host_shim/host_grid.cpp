@@ -188,8 +188,7 @@ void check_region(Region& region, uintptr_t address, size_t bytes, bool write, b
     if (granule.in_flight && granule.write.epoch >= block_epoch)
       fail("shared byte %zu is used before its cp.async was waited for",
            static_cast<size_t>(at - region.begin));
-    if (concurrent(region, granule.write))
-      fail_race(region, at, write, granule.write, true);
+    if (concurrent(region, granule.write)) fail_race(region, at, write, granule.write, true);
     if (write) {
       if (concurrent(region, granule.read)) fail_race(region, at, true, granule.read, false);
       if (concurrent(region, granule.other_read))
@@ -212,7 +211,8 @@ void check_access(const void* pointer, size_t bytes, bool write, bool in_flight 
   if (inside(address, shared_memory - guard_bytes, shared_limit + 2 * guard_bytes)) {
     if (address < shared_region.begin || address + bytes > shared_region.end)
       fail("%s of %zu bytes at shared byte %td, outside of the %zu that the block has",
-           write ? "write" : "read", bytes, static_cast<const unsigned char*>(pointer) - shared_memory,
+           write ? "write" : "read", bytes,
+           static_cast<const unsigned char*>(pointer) - shared_memory,
            static_cast<size_t>(shared_region.end - shared_region.begin));
     return check_region(shared_region, address, bytes, write, in_flight);
   }
@@ -229,8 +229,8 @@ void check_access(const void* pointer, size_t bytes, bool write, bool in_flight 
       fail("%s of %zu bytes at %td in a tensor of %zu bytes", write ? "write" : "read", bytes,
            static_cast<ptrdiff_t>(address - region.begin),
            static_cast<size_t>(region.end - region.begin));
-  fail("%s of %zu bytes at %p, which belongs to no tensor of this launch",
-       write ? "write" : "read", bytes, pointer);
+  fail("%s of %zu bytes at %p, which belongs to no tensor of this launch", write ? "write" : "read",
+       bytes, pointer);
 }
 
 void check_aligned(const void* pointer, size_t bytes) {
@@ -458,20 +458,20 @@ __attribute__((visibility("default"))) void host_grid_seed(unsigned seed) {
 }
 
 // What -fsanitize=thread calls.
-#define HOST_GRID_ACCESS(bytes)                                           \
-  void __tsan_read##bytes(void* address) {                                \
-    host_grid::check_aligned(address, bytes);                             \
-    host_grid::check_access(address, bytes, false);                       \
-  }                                                                       \
-  void __tsan_write##bytes(void* address) {                               \
-    host_grid::check_aligned(address, bytes);                             \
-    host_grid::check_access(address, bytes, true);                        \
-  }                                                                       \
-  void __tsan_unaligned_read##bytes(void* address) {                      \
-    host_grid::check_access(address, bytes, false);                       \
-  }                                                                       \
-  void __tsan_unaligned_write##bytes(void* address) {                     \
-    host_grid::check_access(address, bytes, true);                        \
+#define HOST_GRID_ACCESS(bytes)                       \
+  void __tsan_read##bytes(void* address) {            \
+    host_grid::check_aligned(address, bytes);         \
+    host_grid::check_access(address, bytes, false);   \
+  }                                                   \
+  void __tsan_write##bytes(void* address) {           \
+    host_grid::check_aligned(address, bytes);         \
+    host_grid::check_access(address, bytes, true);    \
+  }                                                   \
+  void __tsan_unaligned_read##bytes(void* address) {  \
+    host_grid::check_access(address, bytes, false);   \
+  }                                                   \
+  void __tsan_unaligned_write##bytes(void* address) { \
+    host_grid::check_access(address, bytes, true);    \
   }
 HOST_GRID_ACCESS(1)
 HOST_GRID_ACCESS(2)

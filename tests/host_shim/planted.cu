@@ -51,8 +51,10 @@ __global__ void reverse_kernel(const float* input, float* output, int n, Bug bug
 
 }  // namespace
 
-extern "C" __attribute__((visibility("default"))) const char* host_shim_planted(
-    int bug, const float* input, float* output, int n) {
+extern "C" __attribute__((visibility("default"))) const char* host_shim_planted(int bug,
+                                                                                const float* input,
+                                                                                float* output,
+                                                                                int n) {
   host_grid::register_memory(input, n * sizeof(float), sizeof(float));
   host_grid::register_memory(output, n * sizeof(float), sizeof(float));
   LAMINA_LAUNCH(reverse_kernel, lamina::ceil_div(n, tile), tile, sizeof(Tile), nullptr, input,

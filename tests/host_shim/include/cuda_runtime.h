@@ -24,14 +24,20 @@
 #define blockDim host_grid::block_size
 #define gridDim host_grid::grid_size
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9, cudaErrorLaunchFailure = 719 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorLaunchFailure = 719
+};
 using cudaStream_t = void*;
 cudaError_t cudaGetLastError();
 const char* cudaGetErrorString(cudaError_t error);
 
 // A vector of the compiler, so that it is moved in one access, whose alignment can be checked.
 typedef unsigned uint4 __attribute__((vector_size(16), may_alias));
-inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return uint4{x, y, z, w}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
+  return uint4{x, y, z, w};
+}
 
 template <typename T>
 inline T __ldg(const T* pointer) {

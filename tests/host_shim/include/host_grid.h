@@ -48,8 +48,8 @@ void launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, cons
 void sync_block(int line);
 void sync_warp(int line);
 
-// What a lane hands to its warp in a shuffle, a vote or a matrix instruction. exchange() returns when
-// all 32 lanes have come to the same instruction; [lane] is then what that lane gave.
+// What a lane hands to its warp in a shuffle, a vote or a matrix instruction. exchange() returns
+// when all 32 lanes have come to the same instruction; [lane] is then what that lane gave.
 struct Package {
   alignas(16) unsigned char bytes[32];
 };
