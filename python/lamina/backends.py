@@ -58,11 +58,18 @@ class Decision(NamedTuple):
 
 
 class _Choice(threading.local):
+    """This thread's wishes. `free` says that there are none: neither a backend nor a record."""
+
     name: str | None = None
     record: list[Decision] | None = None
+    free: bool = not os.environ.get("LAMINA_BACKEND")
+
+    def update(self, name: str | None, record: list[Decision] | None) -> None:
+        self.name, self.record = name, record
+        self.free = not (name or _from_environment) and record is None
 
 
-_choice = _Choice()
+choice = _Choice()
 
 
 def _checked(name: str | None, source: str) -> str | None:
@@ -80,21 +87,23 @@ def use_backend(name: str | None) -> Iterator[None]:
 
     Raises ValueError for an unknown name, and each call inside raises if the backend can't run it.
     """
-    before, _choice.name = _choice.name, _checked(name, "use_backend's argument")
+    before = choice.name
+    choice.update(_checked(name, "use_backend's argument"), choice.record)
     try:
         yield
     finally:
-        _choice.name = before
+        choice.update(before, choice.record)
 
 
 @contextmanager
 def record_decisions() -> Iterator[list[Decision]]:
     """Collect the decision of every Lamina op that this thread calls inside the block."""
-    before, _choice.record = _choice.record, []
+    before, record = choice.record, []
+    choice.update(choice.name, record)
     try:
-        yield _choice.record
+        yield record
     finally:
-        _choice.record = before
+        choice.update(choice.name, before)
 
 
 _registered: dict[tuple[str, str], Kernels | None] = {}  # A dict, which Dynamo can look into.
@@ -162,7 +171,7 @@ def choose(
 
     Raises ValueError if one was asked for by name and cannot.
     """
-    wanted = _checked(backend, f"{spec.name}: backend") or _choice.name or _from_environment
+    wanted = _checked(backend, f"{spec.name}: backend") or choice.name or _from_environment
     if wanted is not None:
         if refusals(spec, wanted, tensors, options):
             raise ValueError(_refused(spec, wanted, tensors, options))
@@ -175,8 +184,8 @@ def choose(
             ):
                 chosen = name
                 break
-    if _choice.record is not None and not torch.compiler.is_compiling():
-        _choice.record.append(_explained(spec, chosen, wanted, tensors, options))
+    if choice.record is not None and not torch.compiler.is_compiling():
+        choice.record.append(_explained(spec, chosen, wanted, tensors, options))
     return chosen
 
 

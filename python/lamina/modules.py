@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+from pathlib import Path
 
 import torch
 
@@ -11,7 +13,13 @@ REINSTALL = "reinstall with a C++ compiler on the path: pip install --no-build-i
 
 
 def _library(name: str) -> str | None:
-    """The compiled library's file: in an editable install it is not beside this file."""
+    """The compiled library's file: in an editable install it is not beside this file.
+
+    LAMINA_MODULES names a folder that is looked into first, such as a build with sanitizers.
+    """
+    override = Path(os.environ.get("LAMINA_MODULES", ""), f"{name}.so")
+    if "LAMINA_MODULES" in os.environ and override.is_file():
+        return str(override)
     spec = importlib.util.find_spec(f"lamina.{name}")
     return spec.origin if spec else None
 
