@@ -10,9 +10,19 @@ from importlib.metadata import version
 from lamina import functional
 from lamina.backends import use_backend
 from lamina.explain import explain
+from lamina.layers.conv2d import Conv2d, Conv2dReLU
 from lamina.layers.linear import Linear, LinearReLU
 from lamina.layers.threshold import ThresholdReLU
 
 __version__ = version("lamina")
 
-__all__ = ["Linear", "LinearReLU", "ThresholdReLU", "explain", "functional", "use_backend"]
+__all__ = [
+    "Conv2d",
+    "Conv2dReLU",
+    "Linear",
+    "LinearReLU",
+    "ThresholdReLU",
+    "explain",
+    "functional",
+    "use_backend",
+]

@@ -1,0 +1,225 @@
+"""What is special to conv2d: torch's own samples, every combination of arguments, plain loops."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import lamina
+from lamina.functional import col2im, conv2d, im2col
+from lamina.layers.conv2d import ALGORITHMS
+
+torch_samples = pytest.importorskip(
+    "torch.testing._internal.common_methods_invocations", reason="torch's tests need expecttest"
+)
+
+
+@pytest.fixture(params=["reference", "cpp"])
+def backend(request):
+    """The backends that run on any machine; a call that one refuses is skipped by name."""
+    with lamina.use_backend(request.param):
+        try:
+            conv2d(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1))
+        except ValueError as error:
+            pytest.skip(str(error))
+        yield request.param
+
+
+def opinfo(name):
+    return next(info for info in torch_samples.op_db if info.name == name)
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "theirs"),
+    [
+        ("nn.functional.conv2d", conv2d, F.conv2d),
+        ("nn.functional.unfold", im2col, F.unfold),
+    ],
+)
+def test_torch_samples(name, ours, theirs, backend):
+    samples = list(opinfo(name).sample_inputs("cpu", torch.float64, requires_grad=True))
+    assert len(samples) > 4
+    for sample in samples:
+        tensors = [t for t in (sample.input, *sample.args) if isinstance(t, torch.Tensor)]
+        got = ours(sample.input, *sample.args, **sample.kwargs)
+        expected = theirs(sample.input, *sample.args, **sample.kwargs)
+        torch.testing.assert_close(got, expected)
+        grad = torch.randn_like(expected)
+        for a, b in zip(
+            torch.autograd.grad(got, tensors, grad),
+            torch.autograd.grad(expected, tensors, grad),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b)
+
+
+def test_torch_samples_gradgradcheck(backend):
+    for sample in opinfo("nn.functional.conv2d").sample_inputs(
+        "cpu", torch.float64, requires_grad=True
+    ):
+        tensors = tuple(t for t in (sample.input, *sample.args) if t is not None)
+        if sum(t.numel() for t in tensors) < 150:
+
+            def call(*tensors, sample=sample):
+                return conv2d(*tensors, **sample.kwargs)
+
+            assert torch.autograd.gradgradcheck(call, tensors)
+
+
+def test_torch_error_inputs(backend):
+    errors = list(opinfo("nn.functional.conv2d").error_inputs("cpu"))
+    assert len(errors) > 8
+    for error in errors:
+        sample = error.sample_input
+        with pytest.raises((ValueError, TypeError), match="conv2d: "):
+            conv2d(sample.input, *sample.args, **sample.kwargs)
+
+
+def test_torch_module_inputs(backend):
+    from torch.testing._internal.common_modules import module_db
+
+    info = next(info for info in module_db if info.module_cls is nn.Conv2d)
+    inputs = info.module_inputs_func(info, "cpu", torch.float64, requires_grad=True, training=True)
+    for case in inputs:
+        args, kwargs = case.constructor_input.args, case.constructor_input.kwargs
+        plain = nn.Conv2d(*args, **kwargs).double()
+        layer = lamina.Conv2d(*args, **kwargs).double()
+        layer.load_state_dict(plain.state_dict())
+        x = case.forward_input.args[0]
+        compare_layers(layer, plain, x)
+
+
+def compare_layers(layer, plain, x):
+    parameters = list(plain.parameters()), list(layer.parameters())
+    expected, got = plain(x), layer(x)
+    torch.testing.assert_close(got, expected)
+    grad = torch.randn_like(expected)
+    for a, b in zip(
+        torch.autograd.grad(got, [x, *parameters[1]], grad),
+        torch.autograd.grad(expected, [x, *parameters[0]], grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("padding", [(2, 1), "same"])
+def test_padding_modes(mode, padding, backend):
+    options = dict(padding=padding, padding_mode=mode, dtype=torch.float64)
+    torch.manual_seed(3)
+    plain = nn.Conv2d(4, 6, (3, 4), groups=2, **options)
+    torch.manual_seed(3)
+    layer = lamina.Conv2d(4, 6, (3, 4), groups=2, **options)
+    assert layer.state_dict().keys() == plain.state_dict().keys()
+    for a, b in zip(layer.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    compare_layers(layer, plain, torch.randn(2, 4, 7, 6, dtype=torch.float64, requires_grad=True))
+
+
+def test_layer_with_activation_and_residual(backend):
+    layer = lamina.Conv2dReLU(3, 4, 3, padding=1)
+    assert "activation='relu'" in repr(layer)
+    x, residual = torch.randn(2, 3, 5, 5), torch.randn(2, 4, 5, 5)
+    expected = torch.relu(F.conv2d(x, layer.weight, layer.bias, padding=1) + residual)
+    torch.testing.assert_close(layer(x, residual), expected)
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
+def test_layout_is_kept(padding_mode, backend):
+    layer = lamina.Conv2d(3, 4, 3, padding=1, padding_mode=padding_mode)
+    x = torch.randn(2, 3, 6, 5)
+    images = x.contiguous(memory_format=torch.channels_last)
+    assert layer(x).is_contiguous()
+    assert layer(images).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(layer(images), layer(x))
+
+
+def seven_loops(input, weight, stride, padding, dilation):
+    images, channels, height, width = input.shape
+    outs, _, rows, columns = weight.shape
+    size = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(
+            (height, width), (rows, columns), stride, padding, dilation, strict=True
+        )
+    ]
+    output = torch.zeros(images, outs, *size, dtype=input.dtype)
+    for n, k, y, x in itertools.product(range(images), range(outs), *map(range, size)):
+        for c, r, s in itertools.product(range(channels), range(rows), range(columns)):
+            row = y * stride[0] + r * dilation[0] - padding[0]
+            column = x * stride[1] + s * dilation[1] - padding[1]
+            if 0 <= row < height and 0 <= column < width:
+                output[n, k, y, x] += input[n, c, row, column] * weight[k, c, r, s]
+    return output
+
+
+@pytest.mark.parametrize(
+    ("stride", "padding", "dilation"),
+    [((1, 1), (0, 0), (1, 1)), ((2, 1), (1, 2), (1, 1)), ((1, 3), (2, 0), (2, 1))],
+)
+def test_against_seven_loops(stride, padding, dilation, backend):
+    input = torch.randn(2, 2, 5, 6, dtype=torch.float64)
+    weight = torch.randn(3, 2, 2, 3, dtype=torch.float64)
+    expected = seven_loops(input, weight, stride, padding, dilation)
+    torch.testing.assert_close(conv2d(input, weight, None, stride, padding, dilation), expected)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_any_arguments(data, backend):
+    draw = lambda low, high: data.draw(st.integers(low, high))  # noqa: E731
+    groups = draw(1, 3)
+    ins, outs = groups * draw(1, 9), groups * draw(1, 9)
+    kernel, stride, dilation = ([draw(1, 4), draw(1, 4)] for _ in range(3))
+    padding = [draw(0, 4), draw(0, 4)]
+    least = [max(d * (k - 1) + 1 - 2 * p, 1) for d, k, p in zip(dilation, kernel, padding)]
+    size = [n + draw(0, 12) for n in least]
+    images = draw(0, 3)
+    algorithm = data.draw(st.sampled_from(ALGORITHMS))
+    assume(algorithm in ("auto", "im2col"))
+    layout = data.draw(st.sampled_from([torch.contiguous_format, torch.channels_last]))
+    torch.manual_seed(draw(0, 1 << 20))
+    input = torch.randn(images, ins, *size, dtype=torch.float64).contiguous(memory_format=layout)
+    weight = torch.randn(outs, ins // groups, *kernel, dtype=torch.float64)
+    tensors = [t.requires_grad_() for t in (input, weight, torch.randn(outs, dtype=torch.float64))]
+    geometry = (stride, padding, dilation, groups)
+    expected = torch.relu(F.conv2d(*tensors, *geometry))
+    got = conv2d(*tensors, *geometry, activation="relu", algorithm=algorithm)
+    torch.testing.assert_close(got, expected)
+    grad = torch.randn_like(expected)
+    for a, b in zip(
+        torch.autograd.grad(got, tensors, grad),
+        torch.autograd.grad(expected, tensors, grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_columns_times_weight_is_the_convolution(backend):
+    x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    weight = torch.randn(4, 3, 3, 2, dtype=torch.float64)
+    product = weight.flatten(1) @ im2col(x, (3, 2), padding=1)
+    torch.testing.assert_close(product.view(2, 4, 6, 6), conv2d(x, weight, padding=1))
+    cover = col2im(im2col(torch.ones_like(x), (3, 2), padding=1), (6, 5), (3, 2), padding=1)
+    assert cover.max() == 6
+    assert cover[0, 0, 0, 0] == 4
+
+
+def test_autocast(backend):
+    layer = lamina.Conv2dReLU(3, 8, 3, padding=1)
+    x = torch.randn(2, 3, 9, 9)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = layer(x)
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output.float(), layer(x), rtol=0.02, atol=0.02)
+    output.float().sum().backward()
+    assert layer.weight.grad.dtype == torch.float32
