@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,3 +57,34 @@ def test_planted_bug_is_found(shim: ctypes.CDLL, bug: str) -> None:
     assert BUGS[bug] in message, message
     # The next launch starts afresh.
     assert run_planted(shim, 0)[0] == ""
+
+
+CSRC = Path(__file__).parents[1] / "csrc"
+BARRIERS = [
+    pytest.param(number, id=f"{path.name}:{number}")
+    for path in sorted(CSRC.glob("**/*.cu*"))
+    for number, line in enumerate(path.read_text().splitlines(), 1)
+    if "__syncthreads()" in line
+]
+
+
+def run_every_kernel() -> None:
+    """The smallest calls that reach every barrier of every kernel."""
+    ops = torch.ops.lamina_host
+    for dtype in (torch.float32, torch.bfloat16):
+        x, w, grad = torch.randn(9, 600), torch.randn(8, 600), torch.randn(9, 8)
+        x, w, grad = (t.to(dtype) for t in (x, w, grad))
+        y, _ = ops.linear_forward(x, w, None, "tanh", 0.0, True)
+        ops.linear_backward(grad, x, w, y, "tanh", 0.0, [True, True, True])
+
+
+@pytest.mark.parametrize("line", BARRIERS)
+def test_every_barrier_is_needed(shim: ctypes.CDLL, line: int) -> None:
+    """Without any one of the kernels' barriers the shim reports an error; with all of them none."""
+    run_every_kernel()
+    shim.host_grid_drop_barrier(line)
+    try:
+        with pytest.raises(RuntimeError, match=r"race|waited"):
+            run_every_kernel()
+    finally:
+        shim.host_grid_drop_barrier(0)

@@ -59,6 +59,53 @@ __device__ __forceinline__ void store_pack(T* pointer, const Pack<T>& value) {
   *reinterpret_cast<uint4*>(pointer) = *reinterpret_cast<const uint4*>(&value);
 }
 
+// Eight elements, the unit of rows: a byte of a mask has a bit for each. `count` of them exist.
+constexpr int octet = 8;
+
+template <typename T>
+__device__ __forceinline__ void load_octet(const T* pointer, int64_t stride, int count,
+                                           bool aligned, accumulator_t<T> (&values)[octet]) {
+  constexpr int width = Pack<T>::width;
+  if (aligned && count == octet) {
+#pragma unroll
+    for (int i = 0; i < octet; i += width) {
+      const Pack<T> pack = load_pack(pointer + i);
+#pragma unroll
+      for (int j = 0; j < width; ++j) values[i + j] = widen(pack.values[j]);
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < octet; ++i)
+    values[i] = i < count ? widen(pointer[i * stride]) : accumulator_t<T>(0);
+}
+
+template <typename T>
+__device__ __forceinline__ void store_octet(T* pointer, int count, bool aligned,
+                                            const accumulator_t<T> (&values)[octet]) {
+  constexpr int width = Pack<T>::width;
+  if (aligned && count == octet) {
+#pragma unroll
+    for (int i = 0; i < octet; i += width) {
+      Pack<T> pack;
+#pragma unroll
+      for (int j = 0; j < width; ++j) pack.values[j] = narrow<T>(values[i + j]);
+      store_pack(pointer + i, pack);
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < octet; ++i)
+    if (i < count) pointer[i] = narrow<T>(values[i]);
+}
+
+// Whether octets can be moved in accesses of 16 bytes: each row, of `stride` elements, starts on a
+// multiple of 16 bytes.
+template <typename T>
+bool is_aligned(const T* pointer, int64_t stride) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && stride * sizeof(T) % 16 == 0;
+}
+
 // Calls run(T{}) with the C++ type that `type` names.
 template <typename Run>
 void with_float_type(FloatType type, const Run& run) {

@@ -38,9 +38,4 @@ __device__ Layout& shared_memory() {
 
 #endif
 
-template <typename Integer>
-constexpr Integer ceil_div(Integer a, Integer b) {
-  return (a + b - 1) / b;
-}
-
 }  // namespace lamina

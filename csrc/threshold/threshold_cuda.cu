@@ -1,3 +1,4 @@
+#include "common/ceil_div.h"
 #include "common/cuda_types.cuh"
 #include "common/launch.h"
 #include "threshold/threshold_cuda.h"

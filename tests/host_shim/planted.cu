@@ -1,3 +1,4 @@
+#include "common/ceil_div.h"
 #include "common/launch.h"
 #include "common/mma.cuh"
 
@@ -32,8 +33,8 @@ __global__ void reverse_kernel(const float* input, float* output, int n, Bug bug
   const int count = min(tile, n - first);
   if (bug == missing_wait || bug == misaligned_access) {
     if (thread < tile / 4)
-      lamina::cp_async_16(&shared.values[4 * thread],
-                          input + first + 4 * thread + (bug == misaligned_access), 16);
+      lamina::cp_async<16>(&shared.values[4 * thread],
+                           input + first + 4 * thread + (bug == misaligned_access), 16);
     lamina::cp_async_commit();
   } else if (thread < count) {
     shared.values[thread + (bug == shared_overrun)] = input[first + thread + (bug == read_overrun)];

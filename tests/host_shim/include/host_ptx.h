@@ -9,8 +9,9 @@
 
 namespace lamina {
 
-inline void cp_async_16(void* shared, const void* global, int bytes) {
-  host_grid::copy_async(shared, global, bytes, 16);
+template <int size>
+void cp_async(void* shared, const void* global, int bytes) {
+  host_grid::copy_async(shared, global, bytes, size);
 }
 inline void cp_async_commit() { host_grid::commit_copies(); }
 template <int in_flight>
