@@ -185,8 +185,9 @@ def test_linear_mask(machine, activation) -> None:
     x[0, 0] = float("nan")
     _, saved = machine.ops.linear_forward(x, w, None, activation, 0.5, True)
     assert saved.shape == (6, 2)
-    limit = 0.5 if activation == "threshold" else 0.0
-    assert torch.equal(bits_of(saved, 13), ~(x @ w.t() <= limit))
+    z = x @ w.t()
+    expected = z > 0 if activation == "leaky_relu" else ~(z <= 0.5 * (activation == "threshold"))
+    assert torch.equal(bits_of(saved, 13), expected)
     y, saved = machine.ops.linear_forward(x, w, None, activation, 0.5, False)
     assert saved.shape == (0,)
     assert y[0].isnan().all()

@@ -8,10 +8,12 @@
 
 namespace lamina {
 
-// Where z is at most this, relu, threshold and leaky_relu leave their identity part; NaN is not.
+// The bit of the mask: whether the derivative at z is 1. At NaN it is for relu and threshold and is
+// not for leaky_relu, as in torch.
 template <typename Number>
-__device__ __forceinline__ Number mask_threshold(Activation activation, Number parameter) {
-  return activation == Activation::threshold ? parameter : Number(0);
+__device__ __forceinline__ bool passes(Activation activation, Number parameter, Number z) {
+  if (activation == Activation::leaky_relu) return z > 0;
+  return !(z <= (activation == Activation::threshold ? parameter : Number(0)));
 }
 
 template <typename Number>
@@ -47,12 +49,10 @@ __device__ __forceinline__ void activate(Activation activation, Number parameter
     case Activation::none:
       return;
     case Activation::relu:
-    case Activation::threshold: {
-      const Number threshold = mask_threshold(activation, parameter);
-      return each([=](Number z) { return z <= threshold ? Number(0) : z; });
-    }
+    case Activation::threshold:
+      return each([=](Number z) { return passes(activation, parameter, z) ? z : Number(0); });
     case Activation::leaky_relu:
-      return each([=](Number z) { return z <= 0 ? parameter * z : z; });
+      return each([=](Number z) { return passes(activation, parameter, z) ? z : parameter * z; });
     case Activation::gelu:
       return each([](Number z) { return z * normal_cdf(z); });
     case Activation::gelu_tanh:

@@ -21,7 +21,7 @@ inline bool parse_activation(std::string_view name, Activation& activation) {
   return false;
 }
 
-// One bit an element: where z > threshold (or NaN), the derivative is 1.
+// One bit an element: where the derivative is 1.
 constexpr bool saves_mask(Activation activation) {
   return activation == Activation::relu || activation == Activation::threshold ||
          activation == Activation::leaky_relu;

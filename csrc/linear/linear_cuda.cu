@@ -42,11 +42,10 @@ struct LinearEpilogue {
       for (int i = 0; i < octet; ++i) z[i] += b[i];
     }
     if (mask) {
-      const Number threshold = mask_threshold(activation, parameter);
       unsigned kept = 0;
 #pragma unroll
       for (int i = 0; i < octet; ++i)
-        if (i < count && !(z[i] <= threshold)) kept |= 1u << i;
+        if (i < count && passes(activation, parameter, z[i])) kept |= 1u << i;
       mask[row * ceil_div<int64_t>(columns, octet) + column / octet] = static_cast<uint8_t>(kept);
     }
     if (preactivation) store_octet(preactivation + row * columns + column, count, aligned, z);
