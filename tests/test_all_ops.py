@@ -17,8 +17,10 @@ ops = pytest.mark.parametrize("spec", SPECS, ids=[s.name for s in SPECS])
 dtypes = pytest.mark.parametrize("dtype", FLOATS, ids=[str(d).split(".")[1] for d in FLOATS])
 
 # Two roundings of the result's dtype at the result's scale: what a correct kernel may differ by
-# where torch happens to be exact.
+# where torch happens to be exact. In float64 torch is itself the reference, whose own roundings
+# (of sums that another order rounds otherwise) are not seen.
 FLOOR = {dtype: 2 * torch.finfo(dtype).eps for dtype in FLOATS}
+FLOOR[torch.float64] *= 8
 
 
 @contextlib.contextmanager
