@@ -10,9 +10,11 @@ import torch
 
 import lamina
 from lamina import backends
+from lamina.layers import _template
 from lamina.spec import FLOATS, specs
 
-SPECS = list(specs().values())
+# The template is tested as the op that it will be a copy of.
+SPECS = [*specs().values(), _template.SPEC]
 ops = pytest.mark.parametrize("spec", SPECS, ids=[s.name for s in SPECS])
 dtypes = pytest.mark.parametrize("dtype", FLOATS, ids=[str(d).split(".")[1] for d in FLOATS])
 

@@ -90,12 +90,13 @@ class Spec:
 
 @cache
 def specs() -> dict[str, Spec]:
-    """Every op's spec by name, found by looking through lamina.layers."""
+    """Every op's spec by name, found by looking through lamina.layers; _template is no op."""
     import lamina.layers
 
     found = {}
     for module in pkgutil.iter_modules(lamina.layers.__path__, "lamina.layers."):
-        spec = getattr(importlib.import_module(module.name), "SPEC", None)
-        if spec is not None:
-            found[spec.name] = spec
+        if not module.name.rpartition(".")[2].startswith("_"):
+            spec = getattr(importlib.import_module(module.name), "SPEC", None)
+            if spec is not None:
+                found[spec.name] = spec
     return found

@@ -270,8 +270,11 @@ class Linear(nn.Module):
             return
         if init != "uniform":
             raise ValueError(f"Linear: init is {init!r}; it must be 'uniform' or 'normal'")
-        matrix = self.weight if self.weight_layout == "out_in" else self.weight.t()
+        # Drawn as [out, in] whatever the layout, so that one seed gives one function.
+        matrix = self.weight.new_empty(self.out_features, self.in_features)
         nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
+        with torch.no_grad():
+            self.weight.copy_(matrix if self.weight_layout == "out_in" else matrix.t())
         if self.bias is not None:
             bound = 1 / math.sqrt(self.in_features) if self.in_features > 0 else 0
             nn.init.uniform_(self.bias, -bound, bound)

@@ -1,0 +1,125 @@
+"""Template of an op: y = x · sigmoid(slope · x). Copy this file, then replace, from top to bottom.
+
+Say here what the op computes and where it comes from (paper or article), its shapes and dtypes,
+what NaN does, and what it saves for the backward pass.
+
+Shapes: any; the output has the input's shape. Saved: the input.
+Source: Ramachandran, Zoph, Le, "Searching for Activation Functions", 2017.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lamina.backends import choose, kernels
+from lamina.checks import check_floating
+from lamina.double_backward import partial_gradients
+from lamina.fakes import fake
+from lamina.spec import BadInput, Sample, Spec, Workload
+
+
+def reference(input: Tensor, slope: float = 1.0) -> Tensor:
+    """The definition: plain, differentiable torch."""
+    return input * torch.sigmoid(slope * input)
+
+
+@fake("swish_forward")
+def _forward_fake(input: Tensor, slope: float) -> Tensor:
+    return torch.empty_like(input)
+
+
+@fake("swish_backward")
+def _backward_fake(grad: Tensor, input: Tensor, slope: float) -> Tensor:
+    return torch.empty_like(input)
+
+
+class _Swish(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, slope: float, backend: str) -> Tensor:
+        ctx.save_for_backward(input)
+        ctx.slope, ctx.backend = slope, backend
+        return kernels("swish", backend).forward(input, slope)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
+        (input,) = ctx.saved_tensors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # Double backward.
+            (found,) = partial_gradients(lambda x: reference(x, ctx.slope), [input], [True], grad)
+            return found, None, None
+        return kernels("swish", ctx.backend).backward(grad, input, ctx.slope), None, None
+
+
+def swish(input: Tensor, slope: float = 1.0, *, backend: str | None = None) -> Tensor:
+    """x · sigmoid(slope · x).
+
+    Args:
+        input: any shape; float64, float32, bfloat16 or float16.
+        slope: how steep the gate is.
+        backend: see lamina.backends; None lets Lamina choose.
+
+    Returns a tensor of the input's shape and dtype. Raises TypeError if `input` is not a
+    floating-point tensor.
+    """
+    check_floating("swish", "input", input)
+    chosen = choose(SPEC, backend, (input,), (slope,))
+    if chosen == "reference":
+        return reference(input, slope)
+    if torch.is_grad_enabled() and input.requires_grad:
+        return _Swish.apply(input, slope, chosen)
+    return kernels("swish", chosen).forward(input, slope)
+
+
+class Swish(nn.Module):
+    """The layer of `swish`."""
+
+    def __init__(self, slope: float = 1.0) -> None:
+        super().__init__()
+        self.slope = slope
+
+    def forward(self, input: Tensor) -> Tensor:
+        return swish(input, self.slope)
+
+    def extra_repr(self) -> str:
+        return f"slope={self.slope}"
+
+
+def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=dtype, device=device)
+
+    inputs = {
+        "odd sizes": draw(3, 5, 7),
+        "empty": draw(0, 3),
+        "strided": draw(8, 10)[::2, ::3],
+        "expanded": draw(4, 1).expand(4, 6),
+    }
+    for name, input in inputs.items():
+        yield Sample(name, (input.requires_grad_(), 1.5))
+
+
+def _bad_inputs(device: torch.device) -> Iterator[BadInput]:
+    integers = torch.ones(3, dtype=torch.int64, device=device)
+    yield BadInput("integers", (integers,), TypeError, "floating-point dtype, got torch.int64")
+
+
+def _workload(millions: int) -> Workload:
+    def build(dtype: torch.dtype, device: torch.device) -> Sample:
+        input = torch.randn(millions << 20, dtype=dtype, device=device, requires_grad=True)
+        return Sample(f"{millions}M", (input,))
+
+    elements = millions << 20
+    return Workload(f"{millions}M", build, flops=4 * elements, elements=2 * elements)
+
+
+SPEC = Spec(
+    name="swish",
+    functional=swish,
+    reference=reference,
+    samples=_samples,
+    bad_inputs=_bad_inputs,
+    workloads=(_workload(1), _workload(16)),
+)

@@ -1,0 +1,152 @@
+"""What holds for the whole package: backend choice, explain, threads, checkpointing, export."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+import lamina
+from lamina.functional import linear, threshold_relu
+from lamina.spec import specs
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_unmet_choice_names_every_backends_reasons():
+    with pytest.raises(ValueError, match="backend 'cuda' was asked for") as error:
+        threshold_relu(torch.randn(3), backend="cuda")
+    for name in ("reference", "cpp", "cuda", "triton"):
+        assert f"  {name}: " in str(error.value)
+
+
+def test_use_backend_is_of_its_thread_and_nests():
+    seen = []
+    with lamina.use_backend("reference"):
+        with lamina.use_backend("cpp"):
+            assert lamina.backends.choice.name == "cpp"
+        assert lamina.backends.choice.name == "reference"
+        thread = threading.Thread(target=lambda: seen.append(lamina.backends.choice.name))
+        thread.start()
+        thread.join()
+    assert seen == [None]
+    assert lamina.backends.choice.free
+
+
+def test_environment_chooses():
+    code = "import torch, lamina; lamina.explain(lamina.ThresholdReLU(), torch.randn(9))"
+    done = run_python(code, LAMINA_BACKEND="reference")
+    assert "threshold: reference" in done.stdout
+    assert "reference was asked for" in done.stdout
+    done = run_python("import lamina", LAMINA_BACKEND="gpu")
+    assert "LAMINA_BACKEND is 'gpu'" in done.stderr
+
+
+def test_explain_tells_choice_and_reasons(capsys):
+    model = torch.nn.Sequential(lamina.LinearReLU(64, 64), lamina.ThresholdReLU(0.1))
+    decisions = lamina.explain(model, torch.randn(2, 64))
+    assert [d.op for d in decisions] == ["linear", "threshold"]
+    assert all(d.backend == "reference" for d in decisions)
+    assert "ATen" in decisions[0].reasons["cpp"][0]
+    assert "linear: reference" in capsys.readouterr().out
+
+
+def test_imports_and_runs_without_compiled_modules(tmp_path):
+    """As the pure-Python wheel does: the compiled modules are not to be found."""
+    code = (
+        "import importlib.util as u\n"
+        "find = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name.startswith('lamina._') else find(name, *a)\n"
+        "import torch, lamina\n"
+        "print(lamina.LinearReLU(300, 300)(torch.randn(300, 300)).shape)\n"
+        "print(lamina.backends.BACKENDS['cpp'].missing)"
+    )
+    done = run_python(code)
+    assert "torch.Size([300, 300])" in done.stdout, done.stderr
+    assert "reinstall with a C++ compiler" in done.stdout
+
+
+def test_no_noise_at_import():
+    done = run_python("import lamina")
+    assert done.stdout == ""
+    assert done.stderr == ""
+
+
+def test_several_python_threads_may_call():
+    layers = [lamina.LinearReLU(256, 256), lamina.ThresholdReLU(0.1)]
+    inputs = [torch.randn(64, 256) for _ in range(4)]
+    expected = [layers[1](layers[0](x)) for x in inputs]
+    failures = []
+
+    def work(x, want):
+        for _ in range(20):
+            got = layers[1](layers[0](x.requires_grad_()))
+            got.sum().backward()
+            if not torch.equal(got, want):
+                failures.append((got - want).abs().max())
+
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(inputs, expected)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing(reentrant):
+    layer = lamina.LinearReLU(70, 70)
+    x = torch.randn(64, 70, requires_grad=True)
+    with lamina.use_backend("cpp"):
+        (plain,) = torch.autograd.grad(layer(x).sum(), x)
+    x.grad = None
+    with lamina.use_backend("cpp"):
+        checkpoint(layer, x, use_reentrant=reentrant).sum().backward()
+    torch.testing.assert_close(x.grad, plain, rtol=0, atol=0)
+
+
+def test_retain_graph_gives_the_same_twice():
+    x, w = torch.randn(8, 9, requires_grad=True), torch.randn(7, 9, requires_grad=True)
+    loss = linear(x, w, None, "silu", backend="cpp").sum()
+    first = torch.autograd.grad(loss, (x, w), retain_graph=True)
+    second = torch.autograd.grad(loss, (x, w))
+    for a, b in zip(first, second):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_export_holds_the_registered_ops():
+    model = torch.nn.Sequential(lamina.LinearReLU(300, 300), lamina.ThresholdReLU(0.1)).eval()
+    x = torch.randn(300, 300)
+    program = torch.export.export(model, (x,))
+    assert "lamina.linear_forward" in str(program.graph)
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
+def test_dynamic_shapes_compile_once():
+    layer = lamina.LinearReLU(64, 512)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    for rows in (64, 65, 130):
+        x = torch.randn(rows, 64)
+        torch.testing.assert_close(compiled(x), layer(x))
+
+
+def test_every_spec_is_complete():
+    for spec in specs().values():
+        samples = list(spec.samples(torch.float32, torch.device("cpu")))
+        assert len({s.name for s in samples}) == len(samples), spec.name
+        assert list(spec.bad_inputs(torch.device("cpu"))), spec.name
+        assert spec.workloads, spec.name

@@ -1,0 +1,172 @@
+"""What is special to linear: drop-in for nn.Linear, autocast, memory, activations, sizes."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import lamina
+from lamina.activations import ACTIVATIONS
+from lamina.functional import linear
+from saved import saved_bytes
+
+cpp = pytest.mark.skipif(
+    bool(lamina.backends.BACKENDS["cpp"].missing), reason="the C++ module is not built"
+)
+
+
+def test_same_state_and_initialisation_as_nn_linear():
+    torch.manual_seed(0)
+    theirs = nn.Linear(7, 5)
+    torch.manual_seed(0)
+    ours = lamina.LinearReLU(7, 5)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value, rtol=0, atol=0)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(3, 7)
+    torch.testing.assert_close(ours(input=x), F.relu(theirs(input=x)))
+
+
+def test_in_out_weight_is_the_transpose():
+    torch.manual_seed(0)
+    rows = lamina.Linear(6, 4, activation="tanh")
+    torch.manual_seed(0)
+    columns = lamina.Linear(6, 4, activation="tanh", weight_layout="in_out")
+    assert columns.weight.shape == (6, 4)
+    x = torch.randn(5, 6)
+    torch.testing.assert_close(columns(x), rows(x))
+
+
+def test_normal_initialisation_is_the_articles():
+    layer = lamina.Linear(200, 100)
+    layer.reset_parameters("normal")
+    assert 0.9 < layer.weight.std() < 1.1
+    assert (layer.bias == 0.01).all()
+    with pytest.raises(ValueError, match="init is 'zeros'"):
+        layer.reset_parameters("zeros")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ((-1, 2), ValueError, "in_features must not be negative, got -1"),
+        ((2, 1.5), TypeError, "out_features must be an int, got 1.5"),
+        ((2, 3, True, "reul"), ValueError, "activation is 'reul'"),
+        ((2, 3, True, None, "io"), ValueError, "weight_layout is 'io'"),
+    ],
+)
+def test_bad_construction(arguments, error, match):
+    with pytest.raises(error, match=match):
+        lamina.Linear(*arguments)
+
+
+def test_copies_and_pickles():
+    layer = lamina.Linear(4, 3, activation="gelu")
+    x = torch.randn(2, 4)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        torch.testing.assert_close(other(x), layer(x), rtol=0, atol=0)
+    assert "activation='gelu'" in repr(layer)
+
+
+def test_modules_as_activations_are_recognised():
+    x, w = torch.randn(3, 4), torch.randn(5, 4)
+    for module in (nn.ReLU(), nn.LeakyReLU(0.2), nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Tanh()):
+        torch.testing.assert_close(linear(x, w, None, module), module(F.linear(x, w)))
+    for unusual in (nn.Threshold(0.1, 20.0), nn.Softplus(), nn.PReLU()):
+        torch.testing.assert_close(linear(x, w, None, unusual), unusual(F.linear(x, w)))
+
+
+def test_parameters_of_an_activation_module_are_the_layers():
+    layer = lamina.Linear(4, 3, activation=nn.PReLU())
+    assert "activation.weight" in dict(layer.named_parameters())
+
+
+def test_autocast(backend):
+    name, device = backend
+    if name == "triton" and device.type == "cpu":
+        pytest.skip("the Triton interpreter has no autocast to test")
+    x = torch.randn(9, 70, device=device, requires_grad=True)
+    layer = lamina.LinearReLU(70, 33).to(device)
+    with torch.autocast(device.type, torch.bfloat16):
+        y = layer(x)
+        expected = F.relu(F.linear(x, layer.weight, layer.bias))
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y, expected, rtol=2e-2, atol=2e-2)
+    y.float().sum().backward()
+    assert layer.weight.grad.dtype == torch.float32
+    assert x.grad.dtype == torch.float32
+
+
+def test_mixed_dtypes_are_fine_under_autocast_only():
+    x, w = torch.randn(2, 3, dtype=torch.bfloat16), torch.randn(4, 3)
+    with pytest.raises(TypeError, match=r"weight is torch.float32 and input torch.bfloat16"):
+        linear(x, w)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x, w).dtype == torch.bfloat16
+
+
+@cpp
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_saves_no_more_than_it_must(activation):
+    """Beside input, weight and bias: a bit an element, or one tensor of the output's size."""
+    x, w, b = torch.randn(64, 96), torch.randn(128, 96), torch.randn(128)
+    tensors = [t.requires_grad_() for t in (x, w, b)]
+    output = 64 * 128
+    allowed = {"none": 0, "relu": output // 8, "threshold": output // 8, "leaky_relu": output // 8}
+    saved = saved_bytes(lambda: linear(*tensors, activation, backend="cpp"), exclude=tensors)
+    assert saved <= allowed.get(activation, 4 * output)
+
+
+@cpp
+def test_double_backward_where_the_weight_comes_from_the_input():
+    """The gradient stops at each argument; it must not run on through the other's history."""
+    x = torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
+
+    def call(x):
+        return linear(x, x.t() * x, None, "tanh", backend="cpp")
+
+    assert torch.autograd.gradcheck(call, x)
+    assert torch.autograd.gradgradcheck(call, x)
+
+
+@cpp
+@settings(max_examples=150, deadline=None)
+@given(
+    m=st.integers(0, 70),
+    n=st.integers(0, 70),
+    k=st.integers(0, 70),
+    bias=st.booleans(),
+    activation=st.sampled_from(list(ACTIVATIONS)),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    transposed=st.booleans(),
+    step=st.integers(1, 3),
+    seed=st.integers(0, 1000),
+)
+def test_any_size_and_stride(m, n, k, bias, activation, dtype, transposed, step, seed):
+    torch.manual_seed(seed)
+    x = torch.randn(k, m * step).t()[::step] if transposed else torch.randn(m, k * step)[:, ::step]
+    x = x.to(dtype) if not transposed else x.to(dtype).clone(memory_format=torch.preserve_format)
+    w = torch.randn(n, k * step, dtype=dtype)[:, ::step]
+    b = torch.randn(n, dtype=dtype) if bias else None
+    tensors = [t.detach().requires_grad_() for t in (x, w, b) if t is not None]
+    exact = [t.detach().double().requires_grad_() for t in tensors]
+    got = linear(*tensors, activation=activation, backend="cpp")
+    want = linear(*exact, activation=activation, backend="reference")
+    tolerance = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 6e-2}.get(dtype, 1e-2)
+    torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance * (k + 1) ** 0.5)
+    grad = torch.randn_like(want)
+    ours = torch.autograd.grad(got, tensors, grad.to(dtype))
+    for a, e in zip(ours, torch.autograd.grad(want, exact, grad.to(dtype).double())):
+        size = (m + n + k + 1) ** 0.5
+        # At a kink the rounded and the exact pre-activation may fall on different sides.
+        off = (a.double() - e).abs() > tolerance * size * 4 + tolerance * e.abs() * 4
+        smooth = activation not in ("relu", "threshold", "leaky_relu")
+        assert off.double().mean() <= (0 if smooth or dtype == torch.float64 else 0.2)
