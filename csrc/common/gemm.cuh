@@ -187,7 +187,7 @@ template <typename T>
 struct Simt {
   static constexpr int thread_rows = sizeof(T) == 4 ? 8 : 4;
   static constexpr int rows = 16 * thread_rows, columns = 16 * octet, depth = 16, threads = 256;
-  static constexpr int stages = 3, blocks_per_multiprocessor = 2;
+  static constexpr int stages = 3, blocks_per_multiprocessor = sizeof(T) == 4 ? 2 : 1;
   struct Staging {};
 
   T sums[thread_rows][octet] = {};
