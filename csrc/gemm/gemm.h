@@ -1,0 +1,309 @@
+#pragma once
+
+#include "common/parallel.h"
+#include "common/workspace.h"
+#include "gemm/micro_kernel.h"
+#include "gemm/pack.h"
+
+// C[m, n] = A[m, k] * B[k, n], seen only through two operands (pack.h) and an epilogue:
+//   void operator()(const T* tile, int64_t row, int rows, int64_t column, int columns) const
+// called once for each micro-tile of finished sums, from any thread; element (i, j) of the tile is
+// tile[i * tile_columns<T> + j]; nothing is said of what lies past `columns`.
+//
+// The sum of each element is taken in an order that depends on the shape alone: the same bits come
+// out for any number of threads.
+
+namespace lamina {
+namespace LAMINA_ISA {
+namespace {
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Rows are dealt evenly over as few panels as cover them: 128 rows are 13, 13, ... 12, not 14,
+// ... 2.
+struct RowPanels {
+  int64_t panels, base, longer;
+  RowPanels(int64_t rows, int height)
+      : panels(ceil_div(rows, height)), base(rows / panels), longer(rows % panels) {}
+  int64_t first(int64_t panel) const { return panel * base + min64(panel, longer); }
+  int count(int64_t panel) const { return static_cast<int>(base + (panel < longer)); }
+};
+
+// Work items are claimed in order, so whoever waits for an earlier item waits for one that some
+// thread has already begun.
+inline int64_t claim(int64_t* next) { return __atomic_fetch_add(next, 1, __ATOMIC_RELAXED); }
+inline void finish(int64_t* counter) { __atomic_fetch_add(counter, 1, __ATOMIC_RELEASE); }
+inline void wait_for(const int64_t* counter, int64_t value) {
+  while (__atomic_load_n(counter, __ATOMIC_ACQUIRE) < value) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+}
+
+// Hands out pieces of one workspace.
+struct Arena {
+  char* next;
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = reinterpret_cast<T*>(next);
+    next += bytes<T>(count);
+    return piece;
+  }
+  template <class T>
+  static int64_t bytes(int64_t count) {
+    return round_up(count * static_cast<int64_t>(sizeof(T)), 64);
+  }
+};
+
+template <class T, class A, class B, class Epilogue>
+class Gemm {
+ public:
+  Gemm(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Epilogue& epilogue,
+       const Parallel& parallel)
+      : m_(m),
+        n_(n),
+        k_(k),
+        a_(a),
+        b_(b),
+        epilogue_(epilogue),
+        parallel_(parallel),
+        rows_(m, R),
+        column_panels_(ceil_div(n, C)) {}
+
+  void run() {
+    const int64_t items = ceil_div(rows_.panels, blocking.row_tiles) *
+                          ceil_div(column_panels_, blocking.column_tiles);
+    const int64_t splits = min64(max_splits, k_ / (2 * blocking.depth));
+    if (items < min_items && splits > 1 && k_ >= 2 * m_ && k_ >= 2 * n_)
+      run_split(splits);
+    else
+      run_shared();
+  }
+
+ private:
+  static constexpr int R = tile_rows<T>;
+  static constexpr int C = tile_columns<T>;
+  static constexpr int64_t tile_elements = R * C;
+  static constexpr int64_t max_splits = 16;
+  static constexpr int64_t min_items = 8;
+  // Below this a second thread costs more than it brings.
+  static constexpr double serial_work = 1e6;
+
+  // A panel's elements; packing may spill over the end of a panel of A.
+  static int64_t a_panel(int64_t depths) { return round_up(depths * R + lanes<T>, lanes<T>); }
+  static int64_t b_panel(int64_t depths) { return depths * C; }
+
+  int columns(int64_t panel) const { return static_cast<int>(min64(C, n_ - panel * C)); }
+
+  int threads(int64_t items) const {
+    if (static_cast<double>(m_) * n_ * (k_ + 16) < serial_work) return 1;
+    return static_cast<int>(min64(parallel_.threads, items));
+  }
+
+  // `first_time` tells the operand's sums (packed) from mere repetitions.
+  template <int WIDTH, class Operand>
+  static void pack(const Operand& operand, T* panel, int64_t first, int count, int64_t depth,
+                   int64_t depths, bool first_time) {
+    for (int64_t d = 0; d < depths; d += blocking.depth) {
+      const int block = static_cast<int>(min64(blocking.depth, depths - d));
+      operand.template pack<WIDTH>(panel + d * WIDTH, first, count, depth + d, block);
+      if (first_time)
+        operand.template packed<WIDTH>(panel + d * WIDTH, first, count, depth + d, block);
+    }
+  }
+
+  // All micro-tiles of row panels [i0, i1) x column panels [j0, j1) over `depths` of K, whose first
+  // panels lie at a and b. tiles holds the sums between passes, laid out by tile(i, j).
+  template <class Tile, class Finished>
+  void compute(int64_t i0, int64_t i1, int64_t j0, int64_t j1, const T* a, const T* b,
+               int64_t depths, bool accumulate, const Tile& tile, const Finished& finished) const {
+    for (int64_t d = 0; d == 0 || d < depths; d += blocking.depth) {
+      const int64_t depth = min64(blocking.depth, depths - d);
+      const bool last = d + blocking.depth >= depths;
+      for (int64_t j = j0; j < j1; ++j) {
+        for (int64_t i = i0; i < i1; ++i) {
+          T* target = tile(i, j);
+          find_micro_kernel<T>(rows_.count(i), columns(j))(
+              depth, a + (i - i0) * a_panel(depths) + d * R, b + (j - j0) * b_panel(depths) + d * C,
+              target, accumulate || d > 0);
+          if (last) finished(target, i, j);
+        }
+      }
+    }
+  }
+
+  void emit(const T* tile, int64_t i, int64_t j) const {
+    epilogue_(tile, rows_.first(i), rows_.count(i), j * C, columns(j));
+  }
+
+  // Threads share packed panels: for each chunk of K and each range of columns, all of B is packed
+  // first, then blocks of rows follow, each packed by whoever is free and used by all.
+  void run_shared() {
+    const int64_t chunks = k_ > 0 ? ceil_div(k_, chunk_depth) : 1;
+    const int64_t chunk = round_up(ceil_div(k_, chunks), blocking.depth);
+    const int64_t panel_bytes = b_panel(chunk) * static_cast<int64_t>(sizeof(T)) + 1;
+    int64_t range = round_up(ceil_div(packed_bytes, panel_bytes), blocking.column_tiles);
+    range = ceil_div(column_panels_, ceil_div(column_panels_, range));
+    const int64_t column_blocks = ceil_div(range, blocking.column_tiles);
+    const int64_t block = ceil_div(rows_.panels, ceil_div(rows_.panels, blocking.row_tiles));
+    const int64_t row_blocks = ceil_div(rows_.panels, block);
+
+    const int workers = threads(row_blocks * column_blocks);
+    const int64_t slots = min64(row_blocks, 2 + workers / column_blocks);
+    const bool keep_all = chunks > 1;
+    const bool keep_block = chunk > blocking.depth;
+    const int64_t block_tiles = keep_block ? block * blocking.column_tiles : 1;
+    const int64_t all_tiles = keep_all ? rows_.panels * column_panels_ : 0;
+
+    Arena arena{static_cast<char*>(workspace(
+        Arena::bytes<int64_t>(2 + 2 * row_blocks) + Arena::bytes<T>(range * b_panel(chunk)) +
+        Arena::bytes<T>(slots * block * a_panel(chunk)) +
+        Arena::bytes<T>(workers * block_tiles * tile_elements) +
+        Arena::bytes<T>(all_tiles * tile_elements)))};
+    int64_t* const counters = arena.take<int64_t>(2 + 2 * row_blocks);
+    T* const packed_b = arena.take<T>(range * b_panel(chunk));
+    T* const packed_a = arena.take<T>(slots * block * a_panel(chunk));
+    T* const scratch = arena.take<T>(workers * block_tiles * tile_elements);
+    T* const sums = arena.take<T>(all_tiles * tile_elements);
+
+    for (int64_t c = 0; c < chunks; ++c) {
+      const int64_t k0 = c * chunk;
+      const int64_t depths = min64(chunk, k_ - k0);
+      const bool last_chunk = c == chunks - 1;
+      for (int64_t j0 = 0; j0 < column_panels_; j0 += range) {
+        const int64_t j1 = min64(j0 + range, column_panels_);
+        const int64_t blocks_here = ceil_div(j1 - j0, blocking.column_tiles);
+        const int64_t items_per_block = block + blocks_here;
+        const int64_t items = (j1 - j0) + row_blocks * items_per_block;
+        int64_t *next = counters, *b_ready = counters + 1;
+        int64_t *a_ready = counters + 2, *done = a_ready + row_blocks;
+        for (int64_t i = 0; i < 2 + 2 * row_blocks; ++i) counters[i] = 0;
+
+        const auto work = [&](int worker) {
+          T* const own_tiles = scratch + worker * block_tiles * tile_elements;
+          for (int64_t item; (item = claim(next)) < items;) {
+            if (item < j1 - j0) {
+              const int64_t j = j0 + item;
+              pack<C>(b_, packed_b + item * b_panel(depths), j * C, columns(j), k0, depths, true);
+              finish(b_ready);
+              continue;
+            }
+            const int64_t row_block = (item - (j1 - j0)) / items_per_block;
+            const int64_t part = (item - (j1 - j0)) % items_per_block;
+            const int64_t i0 = row_block * block, i1 = min64(i0 + block, rows_.panels);
+            T* const a = packed_a + row_block % slots * block * a_panel(chunk);
+            if (part < block) {
+              const int64_t i = i0 + part;
+              if (row_block >= slots) wait_for(done + row_block - slots, blocks_here);
+              if (i < i1) {
+                T* const panel = a + part * a_panel(depths);
+                pack<R>(a_, panel, rows_.first(i), rows_.count(i), k0, depths, j0 == 0);
+              }
+              finish(a_ready + row_block);
+              continue;
+            }
+            const int64_t jb = j0 + (part - block) * blocking.column_tiles;
+            const int64_t je = min64(jb + blocking.column_tiles, j1);
+            wait_for(b_ready, j1 - j0);
+            wait_for(a_ready + row_block, block);
+            const auto tile = [&](int64_t i, int64_t j) {
+              if (keep_all) return sums + (j * rows_.panels + i) * tile_elements;
+              return own_tiles + (keep_block ? ((j - jb) * block + (i - i0)) * tile_elements : 0);
+            };
+            const auto finished = [&](const T* sum, int64_t i, int64_t j) {
+              if (last_chunk) emit(sum, i, j);
+            };
+            compute(i0, i1, jb, je, a, packed_b + (jb - j0) * b_panel(depths), depths, k0 > 0, tile,
+                    finished);
+            finish(done + row_block);
+          }
+        };
+        if (workers == 1)
+          work(0);
+        else
+          parallel_for(parallel_, workers, work);
+      }
+    }
+  }
+
+  // C is too small to go round: K is split into a number of parts that depends on the shape only.
+  // Each is summed alone, and a second stage adds them up in order.
+  void run_split(int64_t splits) {
+    const int64_t part = round_up(ceil_div(k_, splits), blocking.depth);
+    splits = ceil_div(k_, part);
+    const int64_t chunk = blocking.depth;
+    const int64_t tiles = rows_.panels * column_panels_;
+    const int64_t a_elements = rows_.panels * a_panel(chunk);
+    const int64_t b_elements = column_panels_ * b_panel(chunk);
+    const int workers = threads(splits);
+
+    Arena arena{static_cast<char*>(workspace(
+        Arena::bytes<int64_t>(2) + Arena::bytes<T>(workers * a_elements) +
+        Arena::bytes<T>(workers * b_elements) + Arena::bytes<T>(splits * tiles * tile_elements)))};
+    int64_t* const next = arena.take<int64_t>(2);
+    T* const packed_a = arena.take<T>(workers * a_elements);
+    T* const packed_b = arena.take<T>(workers * b_elements);
+    T* const sums = arena.take<T>(splits * tiles * tile_elements);
+    next[0] = next[1] = 0;
+
+    const auto sum_part = [&](int worker) {
+      T* const a = packed_a + worker * a_elements;
+      T* const b = packed_b + worker * b_elements;
+      for (int64_t split; (split = claim(next)) < splits;) {
+        const int64_t end = min64(k_, (split + 1) * part);
+        for (int64_t k0 = split * part; k0 < end; k0 += chunk) {
+          const int64_t depths = min64(chunk, end - k0);
+          for (int64_t j = 0; j < column_panels_; ++j)
+            pack<C>(b_, b + j * b_panel(depths), j * C, columns(j), k0, depths, true);
+          for (int64_t i = 0; i < rows_.panels; ++i) {
+            pack<R>(a_, a + i * a_panel(depths), rows_.first(i), rows_.count(i), k0, depths, true);
+          }
+          const auto tile = [&](int64_t i, int64_t j) {
+            return sums + (split * tiles + j * rows_.panels + i) * tile_elements;
+          };
+          compute(0, rows_.panels, 0, column_panels_, a, b, depths, k0 > split * part, tile,
+                  [](const T*, int64_t, int64_t) {});
+        }
+      }
+    };
+    const auto add_parts = [&](int) {
+      for (int64_t t; (t = claim(next + 1)) < tiles;) {
+        T* const sum = sums + t * tile_elements;
+        for (int64_t split = 1; split < splits; ++split) {
+          const T* const other = sum + split * tiles * tile_elements;
+          for (int64_t e = 0; e < tile_elements; e += lanes<T>)
+            store(sum + e, load(sum + e) + load(other + e));
+        }
+        emit(sum, t % rows_.panels, t / rows_.panels);
+      }
+    };
+    if (workers == 1) {
+      sum_part(0);
+      add_parts(0);
+    } else {
+      parallel_for(parallel_, workers, sum_part);
+      parallel_for(parallel_, workers, add_parts);
+    }
+  }
+
+  const int64_t m_, n_, k_;
+  const A& a_;
+  const B& b_;
+  const Epilogue& epilogue_;
+  const Parallel& parallel_;
+  const RowPanels rows_;
+  const int64_t column_panels_;
+};
+
+template <class T, class A, class B, class Epilogue>
+void gemm(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Epilogue& epilogue,
+          const Parallel& parallel) {
+  if (m > 0 && n > 0) Gemm<T, A, B, Epilogue>(m, n, k, a, b, epilogue, parallel).run();
+}
+
+}  // namespace
+}  // namespace LAMINA_ISA
+}  // namespace lamina
