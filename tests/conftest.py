@@ -9,6 +9,7 @@ import torch
 
 import lamina
 from lamina import backends
+from lamina.check import poisoned
 
 
 @pytest.fixture(autouse=True)
@@ -17,12 +18,9 @@ def seed():
 
 
 @pytest.fixture(autouse=True)
-def poison(monkeypatch):
-    """Fresh memory holds NaN, so that a kernel which forgets to write an element is found."""
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
+def poison():
+    with poisoned():
+        yield
 
 
 @pytest.fixture(scope="session")

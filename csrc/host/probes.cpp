@@ -1,0 +1,65 @@
+#include "host/probes.h"
+
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "host/probe_kernels.h"
+
+namespace lamina {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// The work that `threads` threads get done a second: step(thread) does some and returns how much.
+// Every thread counts over its own time, so that starting them costs nothing.
+template <class Step>
+double rate(int threads, double seconds, const Step& step) {
+  std::vector<double> rates(threads);
+  std::vector<std::thread> pool;
+  for (int thread = 0; thread < threads; ++thread)
+    pool.emplace_back([&, thread] {
+      step(thread);  // Warms the core up.
+      const auto begin = Clock::now();
+      double done = 0, elapsed = 0;
+      while (elapsed < seconds) {
+        done += step(thread);
+        elapsed = std::chrono::duration<double>(Clock::now() - begin).count();
+      }
+      rates[thread] = done / elapsed;
+    });
+  for (auto& thread : pool) thread.join();
+  double total = 0;
+  for (double each : rates) total += each;
+  return total;
+}
+
+}  // namespace
+
+double peak_flops(bool f64, int threads, double seconds) {
+  const auto kernel = f64 ? LAMINA_DISPATCH(multiply_add_f64) : LAMINA_DISPATCH(multiply_add_f32);
+  return rate(threads, seconds, [&](int) {
+    volatile double sink = 0;
+    return kernel(100000, &sink);
+  });
+}
+
+double copy_bandwidth(long bytes, int threads, double seconds) {
+  const size_t share = static_cast<size_t>(bytes) / threads;
+  std::vector<std::unique_ptr<char[]>> sources, targets;
+  for (int thread = 0; thread < threads; ++thread) {
+    sources.emplace_back(new char[share]);
+    targets.emplace_back(new char[share]);
+    std::memset(sources.back().get(), 1, share);
+    std::memset(targets.back().get(), 0, share);
+  }
+  return rate(threads, seconds, [&](int thread) {
+    std::memcpy(targets[thread].get(), sources[thread].get(), share);
+    return 2.0 * share;
+  });
+}
+
+}  // namespace lamina

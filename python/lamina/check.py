@@ -1,0 +1,331 @@
+"""`lamina check`: compares every op on every backend with float64.
+
+Gradients are also compared with finite differences (gradcheck and gradgradcheck).
+The generic tests use the same comparison. The rule: an output's or a gradient's error against
+float64 is at most twice the error that plain torch makes in the same dtype, plus two roundings at
+the result's scale.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.gradcheck import GradcheckError
+
+from lamina import backends
+from lamina.console import Cell, print_table, progress
+from lamina.spec import FLOATS, Sample, Spec, specs
+
+# Two roundings of the result's dtype at the result's scale: what a correct kernel may differ by
+# where torch happens to be exact. In float64 torch is itself the reference, whose own roundings
+# (of sums that another order rounds otherwise) are not seen.
+FLOOR = {dtype: 2 * torch.finfo(dtype).eps for dtype in FLOATS}
+FLOOR[torch.float64] *= 8
+TOLERANCE = 1e-5  # of finite differences in float64; torch's default of 1e-3 hides small errors
+SMALL = 150  # elements: gradcheck runs the op twice for each
+REFUSAL = "was asked for and cannot run this call"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One tensor against float64. `problem` says what is wrong; None if nothing is."""
+
+    name: str
+    error: float
+    limit: float
+    problem: str | None = None
+
+
+@dataclass
+class Result:
+    """One op on one backend in one dtype.
+
+    ran: the samples that the backend took. used: the largest error as a share of what is allowed.
+    """
+
+    op: str
+    backend: str
+    dtype: torch.dtype
+    ran: int = 0
+    used: float = 0.0
+    problems: list[str] = field(default_factory=list)
+    gradchecks: int = 0
+    gradgradchecks: int = 0
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Fresh memory holds NaN, so that a kernel which forgets to write an element is found."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+def tensors_of(sample: Sample) -> list[Tensor]:
+    """The tensors among a sample's arguments."""
+    return [a for a in (*sample.args, *sample.kwargs.values()) if isinstance(a, Tensor)]
+
+
+def double(value: Any) -> Any:
+    """A tensor or module in float64, with the same requires_grad; anything else as it is."""
+    if isinstance(value, Tensor):
+        if not value.is_floating_point():
+            return value
+        return value.detach().double().requires_grad_(value.requires_grad)
+    return value.double() if isinstance(value, torch.nn.Module) else value
+
+
+def run(
+    function: Callable[..., Tensor],
+    sample: Sample,
+    convert: Callable[[Any], Any] = lambda value: value,
+    grads: Tensor | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    """(output, gradients of the tensors that require grad, incoming gradient) of one sample."""
+    args = [convert(a) for a in sample.args]
+    kwargs = {k: convert(v) for k, v in sample.kwargs.items()}
+    output = function(*args, **kwargs)
+    wanted = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.requires_grad]
+    if grads is None:
+        grads = torch.randn_like(output)
+    found = torch.autograd.grad(output, wanted, grads.to(output.dtype)) if wanted else ()
+    return output.detach(), found, grads
+
+
+def supported(spec: Spec, sample: Sample) -> bool:
+    """Whether the backend in use takes the sample; any other error than its refusal is raised."""
+    try:
+        with torch.no_grad():
+            spec.functional(*sample.args, **sample.kwargs)
+    except ValueError as error:
+        if REFUSAL not in str(error):
+            raise
+        return False
+    return True
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def compare(name: str, got: Tensor, plain: Tensor, exact: Tensor, dtype: torch.dtype) -> Comparison:
+    """`got` against the float64 result `exact`, allowed twice the error of torch's `plain`."""
+    if got.shape != exact.shape or got.dtype != dtype:
+        wrong = f"{tuple(got.shape)} {got.dtype} is not {tuple(exact.shape)} {dtype}"
+        return Comparison(name, float("inf"), 0.0, f"{name}: {wrong}")
+    finite = torch.isfinite(exact)
+    if not _same(got.double()[~finite], exact[~finite]):
+        return Comparison(
+            name, float("inf"), 0.0, f"{name}: NaN and infinity are not where they belong"
+        )
+    if not finite.any():
+        return Comparison(name, 0.0, 0.0)
+    scale = exact[finite].abs().max().clamp(min=torch.finfo(dtype).tiny)
+    error = (got.double() - exact)[finite].abs().max().item()
+    torchs = (plain.double() - exact)[finite].abs().max().item()
+    limit = 2 * torchs + FLOOR[dtype] * scale.item()
+    problem = None
+    if not error <= limit:  # A NaN is never within the limit.
+        problem = f"{name}: error {error:.3g}, torch's own {torchs:.3g}, limit {limit:.3g}"
+    return Comparison(name, error, limit, problem)
+
+
+def compare_sample(spec: Spec, sample: Sample, dtype: torch.dtype) -> list[Comparison]:
+    """The output and every gradient of one sample on the backend in use; inputs must not change."""
+    before = [t.detach().clone() for t in tensors_of(sample)]
+    got, got_grads, grads = run(spec.functional, sample)
+    found = []
+    for i, (kept, tensor) in enumerate(zip(before, tensors_of(sample), strict=True)):
+        if not _same(kept, tensor):
+            problem = f"{sample.name}: tensor {i} of the input was written to"
+            found.append(Comparison(sample.name, float("inf"), 0.0, problem))
+    with backends.use_backend("reference"):
+        plain, plain_grads, _ = run(spec.reference, sample, grads=grads)
+        exact, exact_grads, _ = run(spec.reference, sample, double, grads=grads)
+    found.append(compare(sample.name, got, plain, exact, dtype))
+    for i, (g, p, e) in enumerate(zip(got_grads, plain_grads, exact_grads, strict=True)):
+        found.append(compare(f"{sample.name}: gradient {i}", g, p, e, dtype))
+    return found
+
+
+def differentiable(sample: Sample) -> list[int] | None:
+    """The positions of the arguments to check by finite differences; None if it can't be done."""
+    tensors = tensors_of(sample)
+    wanted = [i for i, a in enumerate(sample.args) if getattr(a, "requires_grad", False)]
+    if not wanted or any(sample.args[i].numel() == 0 for i in wanted):
+        return None
+    if sum(t.numel() for t in tensors) >= SMALL or not all(t.isfinite().all() for t in tensors):
+        return None
+    return wanted
+
+
+def gradcheck_sample(spec: Spec, sample: Sample, wanted: list[int], second: bool) -> str | None:
+    """What finite differences (of the gradient, if `second`) object to; None if nothing."""
+
+    def call(*values: Tensor) -> Tensor:
+        args = list(sample.args)
+        for i, value in zip(wanted, values, strict=True):
+            args[i] = value
+        return spec.functional(*args, **sample.kwargs)
+
+    # A copy: gradcheck perturbs elements one by one, which expanded tensors share.
+    values = [sample.args[i].detach().clone().requires_grad_() for i in wanted]
+    check = torch.autograd.gradgradcheck if second else torch.autograd.gradcheck
+    try:
+        check(call, values, atol=TOLERANCE, rtol=TOLERANCE)
+    except GradcheckError as error:
+        return f"{sample.name}: {check.__name__}: {str(error).strip()}"
+    return None
+
+
+def check_op(
+    spec: Spec, backend: str, dtype: torch.dtype, device: torch.device, *, second: bool = True
+) -> Result:
+    """Run every sample of an op on one backend in one dtype.
+
+    float64 samples are also checked by finite differences, once and (if `second`) twice.
+    """
+    result = Result(spec.name, backend, dtype)
+    torch.manual_seed(0)
+    with backends.use_backend(backend), poisoned(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*deterministic")
+        for sample in spec.samples(dtype, device):
+            try:
+                if supported(spec, sample):
+                    _check_sample(spec, sample, dtype, second, result)
+            except Exception as error:
+                result.problems.append(f"{sample.name}: {type(error).__name__}: {error}")
+    return result
+
+
+def _check_sample(
+    spec: Spec, sample: Sample, dtype: torch.dtype, second: bool, result: Result
+) -> None:
+    result.ran += 1
+    for comparison in compare_sample(spec, sample, dtype):
+        if comparison.problem:
+            result.problems.append(comparison.problem)
+        elif comparison.limit > 0:
+            result.used = max(result.used, comparison.error / comparison.limit)
+    wanted = differentiable(sample) if dtype == torch.float64 else None
+    if wanted:
+        checks = [gradcheck_sample(spec, sample, wanted, False)]
+        result.gradchecks += 1
+        if second:
+            checks.append(gradcheck_sample(spec, sample, wanted, True))
+            result.gradgradchecks += 1
+        result.problems += filter(None, checks)
+
+
+def places(interpret: bool) -> dict[str, tuple[str | None, torch.device]]:
+    """For each backend why it can't run here (or None), and the device it runs on.
+
+    With `interpret`, Triton's kernels run on the CPU, in Triton's interpreter.
+    """
+    gpu = torch.cuda.is_available()
+    found = {"reference": (None, torch.device("cpu"))}
+    for name, backend in backends.BACKENDS.items():
+        reason = backend.missing
+        if reason is None and backend.device == "cuda" and not gpu:
+            reason = "no GPU is here"
+            if name == "triton":
+                reason = None if interpret else f"{reason}; --interpret runs it in the interpreter"
+        here = backend.device == "cpu" or not gpu
+        found[name] = (reason, torch.device("cpu" if here else "cuda"))
+    return found
+
+
+@contextmanager
+def _interpreted(wanted: bool) -> Iterator[None]:
+    if not wanted:
+        yield
+        return
+    from lamina import triton_kernels
+
+    before = backends.BACKENDS["triton"]
+    with triton_kernels.interpreted():
+        backends.BACKENDS["triton"] = backends.Backend(before.namespace, "cpu", None)
+        try:
+            yield
+        finally:
+            backends.BACKENDS["triton"] = before
+
+
+def check(
+    ops: list[str] | None = None,
+    names: list[str] | None = None,
+    dtypes: list[torch.dtype] | None = None,
+    *,
+    interpret: bool = False,
+    second: bool = True,
+) -> bool:
+    """Check ops (all) on backends (all) in dtypes (all) and print a table; True if nothing failed.
+
+    A backend asked for by name that can't run here is a failure.
+    """
+    here = places(interpret)
+    chosen = [specs()[op] for op in ops or specs()]
+    dtypes = dtypes or list(FLOATS)
+    absent = {name: why for name, (why, _) in here.items() if why and (not names or name in names)}
+    runnable = [name for name in names or here if not here[name][0]]
+    steps = [(s, n, d) for s in chosen for n in runnable for d in dtypes if d in s.dtypes]
+    results: list[Result] = []
+    with progress(len(steps)) as advance:
+        for spec, name, dtype in steps:
+            advance(f"{spec.name} {name} {_short(dtype)}")
+            with _interpreted(name == "triton" and here[name][1].type == "cpu"):
+                results.append(check_op(spec, name, dtype, here[name][1], second=second))
+    _print_results(results, dtypes)
+    for result in results:
+        for problem in result.problems:
+            print(f"FAILED {result.op} {result.backend} {_short(result.dtype)}: {problem}")
+    for name, reason in absent.items():
+        print(f"not run: {name}: {reason}")
+    failed = sum(bool(result.problems) for result in results)
+    ran = sum(bool(result.ran) for result in results)
+    print(f"{failed} of {ran} failed" if failed else f"all {ran} are right")
+    return ran > 0 and not failed and not (names and absent)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _print_results(results: list[Result], dtypes: list[torch.dtype]) -> None:
+    by_row: dict[tuple[str, str], dict[torch.dtype, Result]] = {}
+    for result in results:
+        by_row.setdefault((result.op, result.backend), {})[result.dtype] = result
+    rows = []
+    for (op, backend), row in by_row.items():
+        cells = [_verdict(row.get(dtype)) for dtype in dtypes]
+        exact = row.get(torch.float64)
+        counts = (exact.gradchecks, exact.gradgradchecks) if exact else (0, 0)
+        rows.append([op, backend, *cells, *(str(count) if count else "-" for count in counts)])
+    print_table(
+        "Largest error against float64, as a share of what is allowed "
+        "(twice torch's own in the dtype, plus two roundings)",
+        ["op", "backend", *map(_short, dtypes), "gradchecks", "gradgradchecks"],
+        rows,
+        right=2,
+    )
+
+
+def _verdict(result: Result | None) -> Cell:
+    if result is None or not result.ran + len(result.problems):
+        return Cell("no kernel", "dim")
+    if result.problems:
+        return Cell(f"{len(result.problems)} FAILED", "bold red")
+    return Cell(f"ok {result.used:.0%}", "green")
