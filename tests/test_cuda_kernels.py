@@ -12,6 +12,8 @@ import torch
 
 from host_shim.build import build
 from lamina.activations import ACTIVATIONS
+from lamina.layers.dynamic_routing import reference as routing_reference
+from lamina.layers.routing_pass import reference as routing_pass_reference
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -191,3 +193,234 @@ def test_linear_mask(machine, activation) -> None:
     y, saved = machine.ops.linear_forward(x, w, None, activation, 0.5, False)
     assert saved.shape == (0,)
     assert y[0].isnan().all()
+
+
+ROUTING = {
+    "plain": {},
+    "one iteration": {"iterations": 1},
+    "five iterations": {"iterations": 5},
+    "over in": {"coupling_dim": "in"},
+    "leaky": {"leaky": True},
+    "leaky over in": {"leaky": True, "coupling_dim": "in"},
+    "replaced logits, scale": {"accumulate": False, "scale": 0.7},
+    "scale": {"scale": 0.7},
+    "detached": {"detach_votes": True},
+    "detached over in": {"detach_votes": True, "coupling_dim": "in", "accumulate": False},
+    "detached, no bias": {"detach_votes": True, "bias": None, "prior": None},
+    "bare": {"bias": None, "prior": None, "mask": None},
+    "per sample": {"prior": (5, 37, 4), "mask": (5, 37)},
+    "shared": {"weight": (4, 9, 6)},
+    "wide": {"weight": (35, 37, 3, 6), "bias": (35, 3), "prior": (37, 35)},
+    "sqrt_eps": {"squash": "sqrt_eps", "eps": 1e-3},
+    "norm_eps": {"squash": "norm_eps", "eps": 1e-3},
+    "exp": {"squash": "exp", "eps": 1e-3},
+}
+
+
+def routing_case(name: str, **draw) -> dict:
+    case = {
+        "u": (5, 37, 6),
+        "weight": (4, 37, 9, 6),
+        "bias": (4, 9),
+        "prior": (37, 4),
+        "mask": (37,),
+        "iterations": 3,
+        "coupling_dim": "out",
+        "detach_votes": False,
+        "leaky": False,
+        "accumulate": True,
+        "scale": 1.0,
+        "squash": "exact",
+        "eps": 0.0,
+    } | ROUTING[name]
+    for key in ("u", "weight", "bias", "prior", "mask"):
+        if case[key] is not None:
+            case[key] = torch.randn(case[key], **draw) / 2
+    if case["mask"] is not None:
+        case["mask"] = (case["mask"] > 0).to(case["mask"].dtype)
+    return case
+
+
+def routing_tensors(case: dict, dtype: torch.dtype) -> list[torch.Tensor | None]:
+    tensors = [case[key] for key in ("u", "weight", "bias", "prior", "mask")]
+    return [None if t is None else t.to(dtype) for t in tensors]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", ROUTING)
+def test_dynamic_routing(machine, dtype, name) -> None:
+    case = routing_case(name, dtype=torch.float64, device=machine.device)
+    options = [case[k] for k in ("leaky", "accumulate", "scale", "squash", "eps")]
+    u, weight, bias, prior, mask = routing_tensors(case, dtype)
+    v, s, couplings = machine.ops.dynamic_routing_forward(
+        u, weight, bias, prior, mask, case["iterations"], case["coupling_dim"], *options, True, True
+    )
+    leaves = [
+        None if t is None else t.clone().requires_grad_()
+        for t in routing_tensors(case, torch.float64)
+    ]
+    exact, exact_couplings = routing_reference(
+        *leaves, case["iterations"], case["coupling_dim"], case["detach_votes"], *options
+    )
+    assert_near(v, exact.detach(), dtype)
+    assert_near(couplings, exact_couplings, dtype)
+    plain = machine.ops.dynamic_routing_forward(
+        u,
+        weight,
+        bias,
+        prior,
+        mask,
+        case["iterations"],
+        case["coupling_dim"],
+        *options,
+        False,
+        False,
+    )
+    assert torch.equal(plain[0], v)
+    assert plain[1] is None
+    assert plain[2] is None
+    grad = torch.randn_like(exact)
+    needs = [True, True, bias is not None, prior is not None]
+    grads = machine.ops.dynamic_routing_backward(
+        grad.to(dtype),
+        u,
+        weight,
+        bias,
+        prior,
+        mask,
+        s,
+        case["coupling_dim"],
+        case["detach_votes"],
+        *options,
+        needs,
+    )
+    wanted = [leaf for leaf, need in zip(leaves, needs) if need]
+    exact_grads = torch.autograd.grad(exact, wanted, grad)
+    for got, expected in zip([g for g in grads if g is not None], exact_grads, strict=True):
+        assert_near(got, expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    "name", ["plain", "over in", "leaky", "scale", "bare", "per sample", "shared"]
+)
+@pytest.mark.parametrize("with_v", [True, False])
+def test_routing_pass(machine, dtype, name, with_v) -> None:
+    case = routing_case(name, dtype=torch.float64, device=machine.device)
+    options = [case[k] for k in ("coupling_dim", "leaky", "scale")]
+    u, weight, _, prior, mask = routing_tensors(case, dtype)
+    v = torch.randn(u.shape[0], weight.shape[0], weight.shape[-2], device=machine.device)
+    v = v.double() if with_v else None
+    cast_v = None if v is None else v.to(dtype)
+    s = machine.ops.routing_pass_forward(u, weight, cast_v, prior, mask, *options)
+    leaves = [
+        None if t is None else t.double().clone().requires_grad_()
+        for t in (u, weight, cast_v, prior)
+    ]
+    exact = routing_pass_reference(*leaves, None if mask is None else mask.double(), *options)
+    assert_near(s, exact.detach(), dtype)
+    grad = torch.randn_like(exact).to(dtype)
+    needs = [leaf is not None for leaf in leaves]
+    grads = machine.ops.routing_pass_backward(
+        grad, u, weight, cast_v, prior, mask, s, *options, needs
+    )
+    exact_grads = torch.autograd.grad(exact, [x for x in leaves if x is not None], grad.double())
+    for got, expected in zip([g for g in grads if g is not None], exact_grads, strict=True):
+        assert_near(got, expected, dtype)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0), (70, 3, 9)])
+def test_dynamic_routing_sizes(machine, shape) -> None:
+    """Nothing at all, and more samples than a warp takes."""
+    batch, ins, dim = shape
+    draw = dict(dtype=torch.float64, device=machine.device)
+    u, weight = torch.randn(batch, ins, dim, **draw), torch.randn(2, ins, 4, dim, **draw)
+    options = [False, True, 1.0, "exact", 0.0]
+    v, s, _ = machine.ops.dynamic_routing_forward(
+        u, weight, None, None, None, 2, "out", *options, True, False
+    )
+    u.requires_grad_()
+    weight.requires_grad_()
+    exact, _ = routing_reference(u, weight, None, None, None, 2, "out", False, *options)
+    assert_near(v, exact.detach(), torch.float64)
+    grad = torch.randn_like(exact)
+    grads = machine.ops.dynamic_routing_backward(
+        grad,
+        u.detach(),
+        weight.detach(),
+        None,
+        None,
+        None,
+        s,
+        "out",
+        False,
+        *options,
+        [True, True, False, False],
+    )
+    for got, expected in zip(grads, torch.autograd.grad(exact, [u, weight], grad)):
+        assert_near(got, expected, torch.float64)
+
+
+def test_dynamic_routing_weight_layouts(machine) -> None:
+    u, weight = (
+        torch.randn(3, 7, 4, device=machine.device),
+        torch.randn(2, 7, 8, 4, device=machine.device),
+    )
+    options = [None, None, None, 2, "out", False, True, 1.0, "exact", 0.0, True, False]
+    v, s, _ = machine.ops.dynamic_routing_forward(u, weight, *options)
+    permuted = weight.permute(1, 3, 0, 2).contiguous().permute(2, 0, 3, 1)
+    assert permuted.stride() != weight.stride()
+    assert torch.equal(machine.ops.dynamic_routing_forward(u, permuted, *options)[0], v)
+    rest = [
+        None,
+        None,
+        None,
+        s,
+        "out",
+        False,
+        False,
+        True,
+        1.0,
+        "exact",
+        0.0,
+        [True, True, False, False],
+    ]
+    grad = torch.randn_like(v)
+    grads = machine.ops.dynamic_routing_backward(grad, u, weight, *rest)
+    permuted_grads = machine.ops.dynamic_routing_backward(grad, u, permuted, *rest)
+    assert permuted_grads[1].stride() == permuted.stride()
+    assert torch.equal(permuted_grads[1], grads[1])
+
+
+def test_dynamic_routing_extremes(machine) -> None:
+    """No NaN at zero input, at a fully masked sample, at logits of 1e4."""
+    u, weight = (
+        torch.zeros(3, 7, 4, device=machine.device),
+        torch.randn(2, 7, 8, 4, device=machine.device),
+    )
+    u[1:] = torch.randn(2, 7, 4)
+    mask = torch.ones(3, 7, device=machine.device)
+    mask[1] = 0
+    prior = torch.full((7, 2), 1e4, device=machine.device)
+    prior[:, 0] = -1e4
+    options = [3, "out", False, True, 1.0, "exact", 0.0, True, True]
+    v, s, c = machine.ops.dynamic_routing_forward(u, weight, None, prior, mask, *options)
+    grads = machine.ops.dynamic_routing_backward(
+        torch.ones_like(v),
+        u,
+        weight,
+        None,
+        prior,
+        mask,
+        s,
+        "out",
+        False,
+        False,
+        True,
+        1.0,
+        "exact",
+        0.0,
+        [True, True, False, True],
+    )
+    for tensor in (v, s, c, *(g for g in grads if g is not None)):
+        assert torch.isfinite(tensor).all()

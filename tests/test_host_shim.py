@@ -76,6 +76,12 @@ def run_every_kernel() -> None:
         x, w, grad = (t.to(dtype) for t in (x, w, grad))
         y, _ = ops.linear_forward(x, w, None, "tanh", 0.0, True)
         ops.linear_backward(grad, x, w, y, "tanh", 0.0, [True, True, True])
+    u, weight = torch.randn(3, 40, 4), torch.randn(2, 40, 3, 4)
+    options = ["in", False, True, 1.0, "exact", 0.0]
+    v, s, _ = ops.dynamic_routing_forward(u, weight, None, None, None, 2, *options, True, False)
+    needs = [True, True, False, False]
+    options.insert(1, False)
+    ops.dynamic_routing_backward(v, u, weight, None, None, None, s, *options, needs)
 
 
 @pytest.mark.parametrize("line", BARRIERS)

@@ -19,6 +19,15 @@ constexpr char squash_backward_schema[] =
 
 enum class SquashKind { exact, sqrt_eps, norm_eps, exp };
 
+// From the name that Python has checked.
+template <class String>
+SquashKind squash_kind(const String& name) {
+  return name == "exact"      ? SquashKind::exact
+         : name == "sqrt_eps" ? SquashKind::sqrt_eps
+         : name == "norm_eps" ? SquashKind::norm_eps
+                              : SquashKind::exp;
+}
+
 // n = |s|. v = f s, and the gradient of s is f g + h <s, g> s with h = 2 df/dq = (df/dn) / n.
 // At n = 0 the direction is undefined: h is 0 there, so nothing becomes NaN.
 template <typename T>

@@ -321,8 +321,11 @@ bool valid_configuration(dim3 grid, dim3 block, size_t shared_bytes) {
 void register_memory(const void* begin, size_t bytes, size_t granule) {
   if (!bytes) return;
   const auto address = reinterpret_cast<uintptr_t>(begin);
-  for (const Region& region : regions)
-    if (region.begin == address && region.end == address + bytes) return;
+  // What lay there before has been freed since.
+  const auto overlaps = [=](const Region& region) {
+    return region.begin < address + bytes && address < region.end;
+  };
+  regions.erase(std::remove_if(regions.begin(), regions.end(), overlaps), regions.end());
   regions.push_back({address, address + bytes, granule, false,
                      std::vector<Granule>((bytes + granule - 1) / granule)});
 }
