@@ -2,9 +2,10 @@
 
     python tests/triton_compile.py [op ...] [--target sm_90 ...] [--jobs N] [--every]
 
-The kernels are compiled exactly as they are launched: each op's `offline_calls` runs on meta tensors
-while launches are recorded. Exit code 1 if one does not compile, needs more shared memory than there
-is, or if a GEMM spills registers. `--every` takes all candidates for tuning, not only the defaults.
+The kernels are compiled exactly as they are launched: each op's `offline_calls` runs on meta
+tensors while launches are recorded. Exit code 1 if one does not compile or needs more shared memory
+than there is, or if a GEMM spills registers. `--every` takes all candidates for tuning, not only
+the defaults.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import mangle_type
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 OPS = ("threshold", "linear")
 TARGETS = {

@@ -1,7 +1,7 @@
 """Triton kernels and their launchers, one file per op.
 
-Importing this package registers every op it has under `torch.ops.lamina_triton`, with the signatures
-of the C++ ops; ImportError where Triton is not installed.
+Importing this package registers every op it has under `torch.ops.lamina_triton`, with the
+signatures of the C++ ops; ImportError where Triton is not installed.
 """
 
 from importlib import import_module

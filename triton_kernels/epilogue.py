@@ -25,8 +25,8 @@ def sigmoid(x):
 
 @triton.jit
 def tanh(x):
-    # Near 0 the quotient of exponentials cancels: there Lambert's continued fraction, cut where it is
-    # exact to the dtype for |x| < 5/8. (libdevice has tanh, but not in the interpreter.)
+    # Near 0 the quotient of exponentials cancels: there Lambert's continued fraction, cut where it
+    # is exact to the dtype for |x| < 5/8. (libdevice has tanh, but not in the interpreter.)
     e = tl.exp(-2.0 * tl.abs(x))
     far = (1.0 - e) / (1.0 + e)
     z = tl.minimum(x * x, 0.5)

@@ -18,7 +18,7 @@ from triton.runtime.jit import JITFunction
 
 @dataclass(frozen=True)
 class Target:
-    """What a kernel is configured for; `capability` is 90 for sm_90 and 0 where it has no meaning."""
+    """What a kernel is configured for; `capability` is 90 for sm_90, 0 where it means nothing."""
 
     backend: str
     capability: int
@@ -97,7 +97,7 @@ def _call_interpreted(function: JITFunction, *args: Any, **kwargs: Any) -> Any:
 
 @contextmanager
 def interpreted() -> Iterator[None]:
-    """Runs launches on CPU tensors in Triton's interpreter, whatever TRITON_INTERPRET was at import.
+    """Runs launches on CPU tensors in Triton's interpreter, whatever TRITON_INTERPRET was before.
 
     Unlike that variable, which decides for a whole process, this leaves the kernels compilable.
     """
@@ -150,8 +150,8 @@ def launch(kernel: Any, grid: int, *arguments: Any, **options: Any) -> None:
     kernel[(grid,)](*arguments, **options)
 
 
-# Measured per call over calling the launcher itself: this way 2.3 us, torch.library.custom_op 10 us,
-# torch.library.triton_op 11.6 us; and triton_op cannot wrap an interpreted kernel.
+# Measured per call over calling the launcher itself: this way 2.3 us, torch.library.custom_op
+# 10 us, torch.library.triton_op 11.6 us; and triton_op cannot wrap an interpreted kernel.
 _library = torch.library.Library("lamina_triton", "FRAGMENT")
 
 

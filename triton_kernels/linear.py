@@ -35,10 +35,7 @@ def tile_of(
 ):  # fmt: skip
     """The [ROWS, COLUMNS] tile at (row, column) of an operand; 0 outside of it."""
     if DESCRIPTOR:
-        if TRANSPOSED:
-            tile = a.load([column, row]).T
-        else:
-            tile = a.load([row, column])
+        tile = a.load([column, row]).T if TRANSPOSED else a.load([row, column])
     else:
         r = row + tl.arange(0, ROWS).to(tl.int64)
         c = column + tl.arange(0, COLUMNS).to(tl.int64)
@@ -81,7 +78,7 @@ def store_tile(
 @triton.jit
 def gemm_kernel(
     c, a, b, bias, saved, M, N, K, K_SPLIT,
-    a_row, a_column, b_row, b_column, parameter: "fp64",
+    a_row, a_column, b_row, b_column, parameter: tl.float64,
     ACTIVATION: tl.constexpr, SAVE: tl.constexpr, HAS_BIAS: tl.constexpr, SPLITS: tl.constexpr,
     A_DESCRIPTOR: tl.constexpr, A_TRANSPOSED: tl.constexpr,
     B_DESCRIPTOR: tl.constexpr, B_TRANSPOSED: tl.constexpr, C_DESCRIPTOR: tl.constexpr,
@@ -97,7 +94,7 @@ def gemm_kernel(
     for work in tl.range(tl.program_id(0), tiles * SPLITS, tl.num_programs(0), flatten=FLATTEN):
         batch = work // tiles
         tile = work % tiles
-        # GROUP_M rows of tiles go down the columns together, so that they share b's tiles in the L2.
+        # GROUP_M rows of tiles go down the columns together, and share b's tiles in the L2.
         first = tile // group * GROUP_M
         height = tl.minimum(tiles_m - first, GROUP_M)
         row = (first + tile % group % height) * BLOCK_M
@@ -144,7 +141,7 @@ def gemm_kernel(
 
 @triton.jit
 def ordered_sum_kernel(partial, output, parts, size, BLOCK: tl.constexpr):
-    """output[i] = the sum over p of partial[p, i], p in order: the second stage of every sum here."""
+    """output[i] = the sum over p of partial[p, i], p in order: every sum's second stage."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < size
     total = tl.zeros((BLOCK,), partial.dtype.element_ty)
@@ -157,11 +154,11 @@ def ordered_sum_kernel(partial, output, parts, size, BLOCK: tl.constexpr):
 
 @triton.jit
 def activation_backward_kernel(
-    grad, saved, dz, partial, M, N, ROWS_PER_PROGRAM, grad_row, grad_column, parameter: "fp64",
+    grad, saved, dz, partial, M, N, ROWS_PER_PROGRAM, grad_row, grad_column, parameter: tl.float64,
     ACTIVATION: tl.constexpr, HAS_DZ: tl.constexpr, HAS_SUM: tl.constexpr, COMPUTE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dz = grad * act'(saved), and the sums of its columns over ROWS_PER_PROGRAM rows, in one pass."""
+    """dz = grad * act'(saved), and sums of its columns over ROWS_PER_PROGRAM rows, in one pass."""
     octets = tl.cdiv(N, 8)
     tiles_n = tl.cdiv(N, BLOCK_N)
     part = tl.program_id(0) // tiles_n
@@ -218,8 +215,8 @@ class GemmConfig:
         return f"{sizes} w{self.warps} s{self.stages}" + ("/2" if self.subtiles == 2 else "")
 
 
-# The configurations worth timing on a GPU, best guess first, for tiles that fill the device and for
-# products with few rows. Filled from the published Hopper and Ampere tilings, not from measurements.
+# The configurations worth timing on a GPU, best guess first and smaller tiles last. They come from
+# published Hopper and Ampere tilings and from what compiles without spills, not from measurements.
 HOPPER = {
     16: (
         GemmConfig(128, 256, 64, 8, 3, subtiles=2, flatten=True),
@@ -284,7 +281,7 @@ def candidates(target: Target, dtype: torch.dtype, precision: str) -> tuple[Gemm
 def choose(
     target: Target, dtype: torch.dtype, precision: str, m: int, n: int, k: int
 ) -> GemmConfig:
-    """The configuration for one product: the first whose tiles fill the device, else the smallest."""
+    """The configuration for one product: the first whose tiles fill the device, else the last."""
     options = candidates(target, dtype, precision)
     fitting = [o for o in options if o.block_m <= max(64, m) and o.block_n <= max(64, n)]
     for option in fitting:
@@ -307,19 +304,19 @@ def float32_precision() -> str:
 
 
 def describable(matrix: Tensor) -> bool:
-    """Whether a tensor descriptor can stand for `matrix` as it lies: rows contiguous and aligned."""
+    """Whether a tensor descriptor can stand for `matrix`: rows contiguous and aligned."""
     return (
         matrix.stride(1) == 1
         and matrix.stride(0) * matrix.itemsize % 16 == 0
         and matrix.stride(0) >= matrix.size(1)
         and matrix.data_ptr() % 16 == 0
-        and 0 < min(matrix.shape)
+        and min(matrix.shape) > 0
         and max(matrix.shape) < 2**31 - 1024
     )
 
 
 def operand(matrix: Tensor, block: tuple[int, int], descriptors: bool) -> tuple[object, bool, bool]:
-    """`matrix` as gemm_kernel takes it: the argument, whether it is a descriptor, and transposed."""
+    """`matrix` as gemm_kernel takes it: the argument, if it is a descriptor, if transposed."""
     if descriptors and describable(matrix):
         return TensorDescriptor.from_tensor(matrix, list(block)), True, False
     if descriptors and describable(matrix.t()):
@@ -581,12 +578,13 @@ def offline_calls(target: Target, every: bool) -> Iterator[tuple[str, Callable[[
         x, weight, grad = new(m, k), new(n, k), new(m, n)
         mask = torch.empty(m, n // 8, dtype=torch.uint8, device="meta")
         configs = candidates(target, dtype, "ieee")
-        for config in configs if every else (configs[0], configs[-1]):
+        for config in configs if every else configs[:1]:
             fused = {"bias": new(n), "saved": mask, "activation": "relu", "config": config}
             yield f"{name} relu {config}", partial(gemm, x, weight.t(), grad, **fused)
-        yield f"{name} dX", partial(gemm, grad, weight, x)
-        yield f"{name} dW", partial(gemm, grad.t(), x, weight, split=True)
         yield f"{name} relu", partial(activation_backward, grad, mask, "relu", 0.0, True, True)
+        if every or dtype == torch.bfloat16:
+            yield f"{name} dX", partial(gemm, grad, weight, x)
+            yield f"{name} dW", partial(gemm, grad.t(), x, weight, split=True)
     x, weight, z = x.bfloat16(), weight.bfloat16(), grad.bfloat16()
     for act in ("gelu", "gelu_tanh", "silu", "tanh", "sigmoid") if every else ("gelu_tanh",):
         yield f"bfloat16 {act}", partial(linear_forward, x, weight, None, act, 0.0, True)

@@ -25,7 +25,7 @@ def threshold_kernel(
     size,
     sizes,
     strides,
-    threshold: "fp64",
+    threshold: tl.float64,
     SAVE_MASK: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -64,7 +64,7 @@ def threshold_backward_kernel(grad, mask, output, size, BLOCK: tl.constexpr):
 
 
 def collapsed(input: Tensor, output: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Sizes of `output`, innermost in memory first, and `input`'s strides; joined where they can be."""
+    """Sizes of `output`, innermost in memory first, and strides of `input`; joined if possible."""
     order = sorted(range(output.dim()), key=output.stride)
     sizes, strides = [], []
     for d in order:
@@ -86,12 +86,12 @@ def unsupported(input: Tensor, *_: object) -> list[str]:
         reasons.append(f"dtype {input.dtype} is not one of {', '.join(map(str, DTYPES))}")
     sizes, _ = collapsed(input, torch.empty_like(input, device="meta"))
     if len(sizes) > MAX_DIMENSIONS:
-        reasons.append(f"input has {len(sizes)} dimensions that cannot be joined: > {MAX_DIMENSIONS}")
+        reasons.append(f"{len(sizes)} dimensions of input cannot be joined to {MAX_DIMENSIONS}")
     return reasons
 
 
 def threshold_forward(input: Tensor, threshold: float, save_mask: bool) -> tuple[Tensor, Tensor]:
-    """Returns y and, if asked for, its mask: bit i % 8 of byte i // 8 is element i in memory order."""
+    """Returns y and, if asked for, its mask: bit i % 8 of byte i // 8 is element i in memory."""
     output, mask = threshold_forward_fake(input, threshold, save_mask)
     size = input.numel()
     launch(
@@ -140,7 +140,8 @@ def threshold_backward_fake(grad: Tensor, mask: Tensor) -> Tensor:
 
 
 register(
-    "threshold_forward(Tensor input, float threshold, bool save_mask) -> (Tensor output, Tensor mask)",
+    "threshold_forward(Tensor input, float threshold, bool save_mask)"
+    " -> (Tensor output, Tensor mask)",
     threshold_forward,
     threshold_forward_fake,
 )
