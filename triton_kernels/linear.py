@@ -279,10 +279,13 @@ def candidates(target: Target, dtype: torch.dtype, precision: str) -> tuple[Gemm
 
 
 def choose(
-    target: Target, dtype: torch.dtype, precision: str, m: int, n: int, k: int
+    target: Target, dtype: torch.dtype, precision: str, m: int, n: int, *, described: bool
 ) -> GemmConfig:
     """The configuration for one product: the first whose tiles fill the device, else the last."""
     options = candidates(target, dtype, precision)
+    if not described:
+        # Pointers to large tiles take the registers that their sums need.
+        options = tuple(o for o in options if o.block_m * o.block_n <= 128 * 128)
     fitting = [o for o in options if o.block_m <= max(64, m) and o.block_n <= max(64, n)]
     for option in fitting:
         if triton.cdiv(m, option.block_m) * triton.cdiv(n, option.block_n) >= target.processors:
@@ -340,10 +343,11 @@ def gemm(
     (m, k), n = a.shape, b.size(1)
     target = target_of(a)
     precision = float32_precision() if a.dtype == torch.float32 else "ieee"
-    config = config or choose(target, a.dtype, precision, m, n, k)
     # float32 products on the ordinary cores keep fewer registers with pointers: descriptors spill.
     on_cores = a.dtype == torch.float32 and precision == "ieee" and not target.interpreted
     descriptors = (target.descriptors or target.interpreted) and k > 0 and not on_cores
+    described = all(describable(x) or describable(x.t()) for x in (a, b))
+    config = config or choose(target, a.dtype, precision, m, n, described=described)
     a_argument, a_descriptor, a_transposed = operand(
         a, (config.block_m, config.block_k), descriptors
     )
