@@ -16,8 +16,6 @@ from scikit_build_core import build as backend
 
 build_sdist = backend.build_sdist
 get_requires_for_build_sdist = backend.get_requires_for_build_sdist
-prepare_metadata_for_build_wheel = backend.prepare_metadata_for_build_wheel
-prepare_metadata_for_build_editable = backend.prepare_metadata_for_build_editable
 
 
 def torch_directory() -> Path:
@@ -67,6 +65,20 @@ def get_requires_for_build_editable(config_settings: dict | None = None) -> list
     if cpp_compiler() is None:
         return []
     return backend.get_requires_for_build_editable(config_settings)
+
+
+def prepare_metadata_for_build_wheel(
+    metadata_directory: str, config_settings: dict | None = None
+) -> str:
+    return backend.prepare_metadata_for_build_wheel(metadata_directory, settings(config_settings))
+
+
+def prepare_metadata_for_build_editable(
+    metadata_directory: str, config_settings: dict | None = None
+) -> str:
+    return backend.prepare_metadata_for_build_editable(
+        metadata_directory, settings(config_settings)
+    )
 
 
 def build_wheel(

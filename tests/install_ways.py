@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,7 +47,8 @@ def environment(folder: Path) -> Path:
     """A new venv that sees this interpreter's packages (torch, the build tools), not Lamina."""
     run(sys.executable, "-m", "venv", folder)
     site = next(folder.glob("lib/python*/site-packages"))
-    (site / "torch.pth").write_text(f"{next(p for p in sys.path if p.endswith('site-packages'))}\n")
+    homes = {Path(find_spec(name).origin).parent.parent for name in ("torch", "scikit_build_core")}
+    (site / "torch.pth").write_text("".join(f"{home}\n" for home in homes))
     return folder / "bin/python"
 
 
@@ -72,11 +74,14 @@ def main() -> int:
         folder = Path(temporary)
         wheels = folder / "wheels"
 
+        def built(python: Path, *settings: str) -> Path:
+            run(python, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w",
+                wheels, *settings, ROOT)  # fmt: skip
+            return next(wheels.glob("*.whl"))
+
         def wheel() -> str:
             python = environment(folder / "wheel")
-            run(python, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w",
-                wheels, ROOT)  # fmt: skip
-            pip(python, next(wheels.glob("*.whl")))
+            pip(python, built(python))
             return run(python, "-c", PROBE)
 
         def source() -> str:
@@ -92,7 +97,9 @@ def main() -> int:
 
         def cuda() -> str:
             python = environment(folder / "cuda")
-            pip(python, "-C", "cmake.define.LAMINA_CUDA=ON", ROOT)
+            # A build folder of its own: CMake remembers LAMINA_CUDA in its cache.
+            own = ("-C", "cmake.define.LAMINA_CUDA=ON", "-C", f"build-dir={folder}/cuda-build")
+            pip(python, built(python, *own))
             (module,) = (folder / "cuda").glob("lib/python*/site-packages/lamina/_cuda*.so")
             return f"{module.name} is in the wheel | {run(python, '-c', PROBE)}"
 
@@ -115,7 +122,7 @@ def main() -> int:
         for way in ways:
             try:
                 print(f"{way.__name__:9} ok    {way()}", flush=True)
-            except (RuntimeError, AssertionError) as error:
+            except (AssertionError, RuntimeError, StopIteration) as error:
                 failed = True
                 print(f"{way.__name__:9} FAIL  {error}", flush=True)
         if cuda not in ways:
