@@ -63,7 +63,7 @@ def test_any_length_and_alignment(n, offset, threshold, dtype):
     torch.testing.assert_close(y, F.threshold(x, threshold, 0.0), rtol=0, atol=0)
     grad = torch.randn(n + offset, dtype=dtype)[offset:]
     (got,) = torch.autograd.grad(y, x, grad)
-    torch.testing.assert_close(got, torch.where(x > threshold, grad, 0), rtol=0, atol=0)
+    torch.testing.assert_close(got, torch.where(x.double() > threshold, grad, 0), rtol=0, atol=0)
 
 
 @cpp

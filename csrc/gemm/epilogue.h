@@ -76,8 +76,11 @@ struct BiasActivation {
       if (bias != nullptr)
         z += count == lanes<T> ? load(bias + column + j) : load(bias + column + j, count);
       if constexpr (saves_mask(F)) {
+        // Where they are NaN, torch passes the gradient of relu and threshold on, leaky_relu's not.
         const T threshold = F == Activation::threshold ? parameter : 0;
-        bits |= mask_bits(~(Mask<T>)(z <= threshold)) << j;
+        const auto kept =
+            F == Activation::leaky_relu ? (Mask<T>)(z > 0) : ~(Mask<T>)(z <= threshold);
+        bits |= mask_bits(kept) << j;
       }
       if constexpr (saves_preactivation(F)) {
         if (preactivation != nullptr) store_lanes<T>(preactivation + offset + j, z, count);
