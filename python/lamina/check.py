@@ -121,29 +121,46 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
-def compare(name: str, got: Tensor, plain: Tensor, exact: Tensor, dtype: torch.dtype) -> Comparison:
-    """`got` against the float64 result `exact`, allowed twice the error of torch's `plain`."""
-    if got.shape != exact.shape or got.dtype != dtype:
-        wrong = f"{tuple(got.shape)} {got.dtype} is not {tuple(exact.shape)} {dtype}"
-        return Comparison(name, float("inf"), 0.0, f"{name}: {wrong}")
-    finite = torch.isfinite(exact)
-    if not _same(got.double()[~finite], exact[~finite]):
-        return Comparison(
-            name, float("inf"), 0.0, f"{name}: NaN and infinity are not where they belong"
-        )
-    if not finite.any():
-        return Comparison(name, 0.0, 0.0)
-    scale = exact[finite].abs().max().clamp(min=torch.finfo(dtype).tiny)
-    error = (got.double() - exact)[finite].abs().max().item()
-    torchs = (plain.double() - exact)[finite].abs().max().item()
-    limit = 2 * torchs + FLOOR[dtype] * scale.item()
-    problem = None
-    if not error <= limit:  # A NaN is never within the limit.
-        problem = f"{name}: error {error:.3g}, torch's own {torchs:.3g}, limit {limit:.3g}"
-    return Comparison(name, error, limit, problem)
+class Expected:
+    """What one tensor must be: as near to the float64 result `exact` as twice torch's `plain`."""
+
+    def __init__(self, exact: Tensor, plain: Tensor) -> None:
+        self.exact, self.dtype = exact, plain.dtype
+        finite = torch.isfinite(exact)
+        self.finite = None if finite.all() else finite
+        self.torchs = self.limit = 0.0
+        if exact.numel() and finite.any():
+            scale = self._largest(exact)
+            self.torchs = self._largest(plain.double() - exact)
+            scale = max(scale, torch.finfo(self.dtype).tiny)
+            self.limit = 2 * self.torchs + FLOOR[self.dtype] * scale
+
+    def _largest(self, values: Tensor) -> float:
+        finite = values if self.finite is None else values[self.finite]
+        return finite.abs().max().item()
+
+    def compare(self, name: str, got: Tensor) -> Comparison:
+        """Never raises: what is wrong is told in the comparison."""
+        if got.shape != self.exact.shape or got.dtype != self.dtype:
+            wrong = f"{tuple(got.shape)} {got.dtype} is not {tuple(self.exact.shape)} {self.dtype}"
+            return Comparison(name, float("inf"), 0.0, f"{name}: {wrong}")
+        if self.finite is not None and not _same(
+            got.double()[~self.finite], self.exact[~self.finite]
+        ):
+            problem = f"{name}: NaN and infinity are not where they belong"
+            return Comparison(name, float("inf"), 0.0, problem)
+        if self.limit == 0:
+            return Comparison(name, 0.0, 0.0)
+        error = self._largest(got.double() - self.exact)
+        problem = None
+        if not error <= self.limit:  # A NaN is never within the limit.
+            problem = (
+                f"{name}: error {error:.3g}, torch's own {self.torchs:.3g}, limit {self.limit:.3g}"
+            )
+        return Comparison(name, error, self.limit, problem)
 
 
-def compare_sample(spec: Spec, sample: Sample, dtype: torch.dtype) -> list[Comparison]:
+def compare_sample(spec: Spec, sample: Sample) -> list[Comparison]:
     """The output and every gradient of one sample on the backend in use; inputs must not change."""
     before = [t.detach().clone() for t in tensors_of(sample)]
     got, got_grads, grads = run(spec.functional, sample)
@@ -155,9 +172,9 @@ def compare_sample(spec: Spec, sample: Sample, dtype: torch.dtype) -> list[Compa
     with backends.use_backend("reference"):
         plain, plain_grads, _ = run(spec.reference, sample, grads=grads)
         exact, exact_grads, _ = run(spec.reference, sample, double, grads=grads)
-    found.append(compare(sample.name, got, plain, exact, dtype))
+    found.append(Expected(exact, plain).compare(sample.name, got))
     for i, (g, p, e) in enumerate(zip(got_grads, plain_grads, exact_grads, strict=True)):
-        found.append(compare(f"{sample.name}: gradient {i}", g, p, e, dtype))
+        found.append(Expected(e, p).compare(f"{sample.name}: gradient {i}", g))
     return found
 
 
@@ -215,7 +232,7 @@ def _check_sample(
     spec: Spec, sample: Sample, dtype: torch.dtype, second: bool, result: Result
 ) -> None:
     result.ran += 1
-    for comparison in compare_sample(spec, sample, dtype):
+    for comparison in compare_sample(spec, sample):
         if comparison.problem:
             result.problems.append(comparison.problem)
         elif comparison.limit > 0:

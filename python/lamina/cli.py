@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -26,6 +29,14 @@ def _op(text: str) -> str:
     return text
 
 
+def _modes(text: str) -> list[str]:
+    modes = text.split(",")
+    for mode in modes:
+        if mode not in ("forward", "backward", "both"):
+            raise argparse.ArgumentTypeError(f"{mode!r} is none of forward, backward, both")
+    return modes
+
+
 def _info(args: argparse.Namespace) -> int:
     from lamina.info import info
 
@@ -46,6 +57,34 @@ def _check(args: argparse.Namespace) -> int:
     return 0 if right else 1
 
 
+def _bench(args: argparse.Namespace) -> int:
+    from lamina.bench.suite import bench
+
+    if args.plot and not importlib.util.find_spec("matplotlib"):
+        print("--plot needs matplotlib: pip install 'lamina[cli]'", file=sys.stderr)
+        return 2
+    try:
+        rows = bench(
+            args.op,
+            device=args.device,
+            dtypes=args.dtype,
+            modes=args.mode,
+            peers=args.peers,
+            kernels=args.backend,
+            shapes=args.shapes,
+            threads=args.threads,
+            tf32=args.tf32,
+            budget=args.budget,
+            json=args.json,
+            csv=args.csv,
+            plot=args.plot,
+        )
+    except ValueError as error:
+        print(f"lamina bench: {error}", file=sys.stderr)
+        return 2
+    return 0 if all(row.correct for row in rows if row.backend) else 1
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lamina", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="info | check | bench | demo")
@@ -63,6 +102,34 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--quick", action="store_true", help="leave out gradgradcheck")
     check.set_defaults(run=_check)
+
+    bench = commands.add_parser("bench", help="time every op against all its peers")
+    bench.add_argument("op", nargs="*", type=_op, help="ops to time; all if none is named")
+    bench.add_argument("--device", type=torch.device, help="cpu or cuda; the GPU if there is one")
+    bench.add_argument("--dtype", nargs="+", type=_dtype, metavar="DTYPE", default=[torch.float32])
+    bench.add_argument(
+        "--mode",
+        type=_modes,
+        default=["forward", "both"],
+        help="forward, backward, both (forward and backward), with commas; default forward,both",
+    )
+    bench.add_argument("--peers", nargs="+", metavar="PATTERN", help="only these, as eager*")
+    bench.add_argument(
+        "--backend",
+        nargs="*",
+        choices=backends.NAMES[1:],
+        help="Lamina's backends to show beside its own choice; all that run here",
+    )
+    bench.add_argument("--shapes", nargs="+", default=["*"], metavar="PATTERN", help="as 128x*")
+    bench.add_argument("--threads", type=int, help="torch's present number if left out")
+    bench.add_argument("--tf32", action="store_true", help="allow TF32, for all alike")
+    bench.add_argument(
+        "--budget", type=float, default=600, metavar="SECONDS", help="for everything (600)"
+    )
+    bench.add_argument("--json", type=Path, metavar="FILE")
+    bench.add_argument("--csv", type=Path, metavar="FILE")
+    bench.add_argument("--plot", type=Path, metavar="FILE", help="a picture: .png, .svg, .pdf")
+    bench.set_defaults(run=_bench)
     return parser
 
 

@@ -1,0 +1,325 @@
+"""`lamina bench`: an op on its benchmark shapes against everything a user could run instead."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lamina import backends
+from lamina.bench import memory, roofline, timing
+from lamina.bench.peers import Setting, peers_of
+from lamina.bench.report import print_rows
+from lamina.bench.row import Row, commit, installed, write_csv, write_json
+from lamina.check import Expected, double, run
+from lamina.console import progress
+from lamina.info import device_name
+from lamina.spec import Sample, Spec, Workload, specs
+
+LAMINA = "lamina"
+SHORTEST, LONGEST = 0.5, 10.0  # seconds of timing for one case, whatever the budget
+PEER_SLACK = 10  # A peer is wrong where its error is so many times what Lamina is allowed.
+
+
+@dataclass(frozen=True)
+class Case:
+    """One table cell's worth of work: an op on one shape, in one dtype and mode."""
+
+    spec: Spec
+    dtype: torch.dtype
+    workload: Workload
+    mode: str
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.spec.name} {self.workload.name} {dtype} {self.mode}"
+
+
+@dataclass(frozen=True)
+class Provider:
+    """Lamina, or one of its peers, ready to be called."""
+
+    name: str
+    call: Callable[..., Tensor]
+    backend: str = ""
+    counted: bool = True
+
+
+@contextmanager
+def _settings(setting: Setting, tf32: bool) -> Iterator[None]:
+    """One thread count and one precision for all; torch's own choice of algorithms at its best."""
+    before = (
+        torch.get_num_threads(),
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cudnn.benchmark,
+    )
+
+    def apply(threads: int, matmul: bool, convolution: bool, search: bool) -> None:
+        torch.set_num_threads(threads)
+        torch.backends.cuda.matmul.allow_tf32 = matmul
+        torch.backends.cudnn.allow_tf32 = convolution
+        torch.backends.cudnn.benchmark = search
+
+    apply(setting.threads, tf32, tf32, True)
+    try:
+        # One stream for everything, since graphs are captured on it and it can't be the default.
+        with (
+            torch.cuda.stream(torch.cuda.Stream())
+            if setting.device.type == "cuda"
+            else (nullcontext())
+        ):
+            yield
+    finally:
+        apply(*before)
+
+
+def _ours(spec: Spec, sample: Sample, mode: str, wanted: Sequence[str] | None) -> list[Provider]:
+    """Lamina as it chooses for itself, then each other backend that can run the call."""
+    with backends.record_decisions() as decisions, timing.mode_context(mode):
+        spec.functional(*sample.args, **sample.kwargs)
+    chosen = decisions[0].backend
+    providers = [Provider(LAMINA, spec.functional, chosen)]
+    device = next(t.device.type for t in sample.args if isinstance(t, Tensor))
+    for name in wanted if wanted is not None else spec.order:
+        here = backends.BACKENDS.get(name)
+        if name == chosen or here is None or here.device != device or here.missing:
+            continue
+        call = partial(spec.functional, backend=name)
+        try:
+            with timing.mode_context(mode):
+                call(*sample.args, **sample.kwargs)
+        except ValueError:
+            continue  # The kernel refuses the shape; `lamina.explain` says why.
+        providers.append(Provider(f"{LAMINA} {name}", call, name, counted=False))
+    return providers
+
+
+def _theirs(
+    case: Case, sample: Sample, setting: Setting, wanted: Sequence[str] | None
+) -> tuple[list[Provider], list[str]]:
+    """The peers that can run the case, and what to tell of those that can't."""
+    providers, notes = [], []
+    for peer in peers_of(case.spec):
+        if wanted is not None and not any(fnmatch(peer.name, pattern) for pattern in wanted):
+            continue
+        if case.mode not in peer.modes or peer.device not in (None, setting.device.type):
+            continue
+        if reason := peer.refuses(sample):
+            notes.append(f"{peer.name}: {reason}")
+            continue
+        try:
+            with timing.mode_context(case.mode):
+                call = peer.make(sample, setting)
+                call(*sample.args, **sample.kwargs)
+        except Exception as error:
+            notes.append(f"{peer.name}: {type(error).__name__}: {str(error).splitlines()[0]}")
+            continue
+        providers.append(Provider(peer.name, call, counted=peer.apart is None))
+    return providers, notes
+
+
+class _Judge:
+    """Compares a provider's output, and its gradients where the mode has some, with float64."""
+
+    def __init__(self, case: Case, sample: Sample) -> None:
+        self.case, self.sample = case, sample
+        with backends.use_backend("reference"), torch.random.fork_rng():
+            plain, plain_grads, self.grad = run(case.spec.reference, sample)
+            exact, exact_grads, _ = run(case.spec.reference, sample, double, grads=self.grad)
+        self.output = Expected(exact, plain)
+        self.grads = [Expected(e, p) for e, p in zip(exact_grads, plain_grads, strict=True)]
+
+    def problem(self, provider: Provider) -> str | None:
+        if self.case.mode == "forward":
+            with torch.no_grad():
+                got = provider.call(*self.sample.args, **self.sample.kwargs)
+            grads = ()
+        else:
+            got, grads, _ = run(provider.call, self.sample, grads=self.grad)
+        found = [self.output.compare("output", got)]
+        for i, (expected, grad) in enumerate(zip(self.grads, grads)):
+            found.append(expected.compare(f"gradient {i}", grad))
+        slack = 1 if provider.backend else PEER_SLACK
+        return next((c.problem for c in found if not c.error <= slack * c.limit), None)
+
+
+def _timers(
+    providers: list[Provider], sample: Sample, mode: str, grad: Tensor
+) -> dict[str, tuple[timing.Timer, str]]:
+    if not grad.is_cuda:
+        return {
+            p.name: (timing.cpu_timer(timing.make_step(p.call, sample, mode, grad)), "clock")
+            for p in providers
+        }
+    copies = timing.copies_beyond_cache(sample)
+    return {
+        p.name: timing.gpu_timer([timing.make_step(p.call, c, mode, grad) for c in copies])
+        for p in providers
+    }
+
+
+def _measure(
+    case: Case,
+    setting: Setting,
+    deadline: float,
+    peers: Sequence[str] | None,
+    kernels: Sequence[str] | None,
+) -> tuple[list[Row], list[str]]:
+    """All rows of one case, and the notes on what is missing from them."""
+    torch._dynamo.reset()  # A new shape is a new program, not a reason to generalise the last one.
+    torch.manual_seed(0)
+    sample = case.workload.build(case.dtype, setting.device)
+    judge = _Judge(case, sample)
+    others, notes = _theirs(case, sample, setting, peers)
+    providers = [*_ours(case.spec, sample, case.mode, kernels), *others]
+    problems = {p.name: judge.problem(p) for p in providers}
+    notes += [f"{name} is WRONG: {problem}" for name, problem in problems.items() if problem]
+    grad = judge.grad
+    del judge
+    costs = {p.name: _memory(p, sample, case.mode, grad) for p in providers}
+    with timing.mode_context(case.mode):
+        timers = _timers(providers, sample, case.mode, grad)
+        seconds = min(LONGEST, max(SHORTEST, deadline - time.perf_counter()))
+        times = timing.interleave({n: t for n, (t, _) in timers.items()}, LAMINA, seconds)
+    peaks = roofline.measure(setting.device, setting.threads)
+    rows = []
+    for provider in providers:
+        own, ours = times[provider.name], times[LAMINA]
+        median, spread = timing.median_and_spread(list(own.values()))
+        ratio, spread = 1.0, spread / median
+        if provider.name != LAMINA:
+            ratio, spread = timing.median_and_spread([own[i] / ours[i] for i in own])
+        problem = problems[provider.name]
+        comparable = not problem and not problems[LAMINA]
+        peak, saved = costs[provider.name]
+        rows.append(
+            Row(
+                op=case.spec.name,
+                shape=case.workload.name,
+                dtype=str(case.dtype).removeprefix("torch."),
+                mode=case.mode,
+                provider=provider.name,
+                backend=provider.backend,
+                median_ms=median * 1e3,
+                ratio_vs_lamina=ratio if comparable else None,
+                spread=spread,
+                correct=not problem,
+                counted=provider.counted,
+                roofline=_fraction(peaks, case, median) if not problem else None,
+                peak_bytes=peak,
+                saved_bytes=saved,
+                rounds=len(own),
+                timing=timers[provider.name][1],
+                note=problem or "",
+                device=device_name(setting.device),
+                threads=setting.threads,
+                versions=installed(),
+                commit=commit(),
+            )
+        )
+    return rows, [f"{case}: {note}" for note in notes]
+
+
+def _memory(
+    provider: Provider, sample: Sample, mode: str, grad: Tensor
+) -> tuple[int | None, int | None]:
+    with timing.mode_context(mode):
+        peak = memory.peak_bytes(provider.call, sample, mode, grad)
+    return peak, None if mode == "forward" else memory.saved_bytes(provider.call, sample)
+
+
+def _fraction(peaks: roofline.Peaks | None, case: Case, seconds: float) -> float | None:
+    if peaks is None:
+        return None
+    work = {"forward": 1.0, "backward": case.workload.backward, "both": 1 + case.workload.backward}
+    factor = work[case.mode]
+    flops, elements = factor * case.workload.flops, factor * case.workload.elements
+    return peaks.least_seconds(case.dtype, flops, elements) / seconds
+
+
+def default_device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _cases(
+    ops: Sequence[str], dtypes: Sequence[torch.dtype], modes: Sequence[str], shapes: Sequence[str]
+) -> list[Case]:
+    return [
+        Case(spec, dtype, workload, mode)
+        for spec in (specs()[op] for op in ops)
+        for dtype in dtypes
+        if dtype in spec.dtypes
+        for workload in spec.workloads
+        if any(fnmatch(workload.name, pattern) for pattern in shapes)
+        for mode in modes
+    ]
+
+
+def bench(
+    ops: Sequence[str] | None = None,
+    *,
+    device: torch.device | None = None,
+    dtypes: Sequence[torch.dtype] = (torch.float32,),
+    modes: Sequence[str] = ("forward", "both"),
+    peers: Sequence[str] | None = None,
+    kernels: Sequence[str] | None = None,
+    shapes: Sequence[str] = ("*",),
+    threads: int | None = None,
+    tf32: bool = False,
+    budget: float = 600.0,
+    json: Path | None = None,
+    csv: Path | None = None,
+    plot: Path | None = None,
+) -> list[Row]:
+    """Measure, print a table for each op, dtype and mode, and return the rows.
+
+    Args:
+        ops, shapes, peers: which ones, all by default; shapes and peers are patterns (`*`).
+        kernels: which of Lamina's backends beside its own choice; all that run by default.
+        budget: seconds for everything, compilation included. Repetitions adapt to it; what it does
+            not reach is named at the end.
+        json, csv, plot: files to write; json and csv are written again after every case.
+
+    Raises ValueError if nothing matches.
+    """
+    device = device or default_device()
+    setting = Setting(device, threads or torch.get_num_threads())
+    ops = list(ops or specs())
+    cases = _cases(ops, dtypes, modes, shapes)
+    if not cases:
+        known = {op: [w.name for w in specs()[op].workloads] for op in ops}
+        raise ValueError(f"no shape matches {', '.join(shapes)}; there are {known}")
+    roofline.measure(setting.device, setting.threads)  # Before other programs warm the machine up.
+    end = time.perf_counter() + budget
+    rows: list[Row] = []
+    notes: list[str] = []
+    with progress(len(cases)) as advance, _settings(setting, tf32):
+        for number, case in enumerate(cases):
+            advance(str(case))
+            now = time.perf_counter()
+            if now > end:
+                notes.append(f"{case}: not run, the budget of {budget:.0f} s is used up")
+                continue
+            share = (end - now) / (len(cases) - number)
+            found, said = _measure(case, setting, now + share, peers, kernels)
+            rows += found
+            notes += said
+            if json:
+                write_json(rows, json)
+            if csv:
+                write_csv(rows, csv)
+    print_rows(rows, setting, notes)
+    if plot:
+        from lamina.bench.plot import plot_rows
+
+        plot_rows(rows, plot)
+    return rows

@@ -1,0 +1,137 @@
+"""`lamina bench`: right rows, no speed for wrong results, and timing that is fair to all."""
+
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lamina.bench import memory, suite, timing
+from lamina.bench.peers import Peer, peers_of
+from lamina.bench.report import best_peer
+from lamina.cli import main
+from lamina.spec import Sample, Workload, specs
+
+CPU = torch.device("cpu")
+SPEC = specs()["threshold"]
+
+
+def small(dtype, device):
+    input = torch.randn(1 << 14, dtype=dtype, device=device, requires_grad=True)
+    return Sample("16k", (input, 0.1))
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """One small shape, and peers of which one is wrong and one can't run."""
+    spec = replace(SPEC, workloads=(Workload("16k", small, 1 << 14, 2 << 14, 1.0),))
+    monkeypatch.setattr(suite, "specs", lambda: {"threshold": spec})
+    right = torch.nn.functional.threshold
+    peers = (
+        Peer("right", lambda *_: lambda x, t: right(x, t, 0.0)),
+        Peer("wrong", lambda *_: lambda x, t: right(x, t, 0.0) * 1.01),
+        Peer("broken", lambda *_: lambda x, t: 1 / 0),
+        Peer("choosy", lambda *_: None, refuses=lambda sample: "not today"),
+        Peer("elsewhere", lambda *_: None, device="cuda"),
+        Peer("easier", lambda *_: lambda x, t: right(x, t, 0.0), apart="it cheats"),
+    )
+    monkeypatch.setattr(suite, "peers_of", lambda spec: peers)
+    return spec
+
+
+def test_rows_of_every_mode(planted, capsys):
+    rows = suite.bench(["threshold"], modes=("forward", "backward", "both"), device=CPU, budget=60)
+    by = {(r.mode, r.provider): r for r in rows}
+    for mode in ("forward", "backward", "both"):
+        ours = by[mode, "lamina"]
+        assert ours.correct
+        assert ours.ratio_vs_lamina == 1.0
+        assert ours.rounds >= timing.LEAST_ROUNDS
+        assert by[mode, "right"].ratio_vs_lamina > 0
+        assert (mode, "elsewhere") not in by
+    assert by["both", "right"].saved_bytes == 0  # It saves its input, which was there before.
+    if by["both", "lamina"].backend == "cpp":
+        assert by["both", "lamina"].saved_bytes == (1 << 14) // 8
+    out = capsys.readouterr().out
+    assert "broken: ZeroDivisionError" in out
+    assert "choosy: not today" in out
+
+
+def test_no_speed_for_a_wrong_result(planted, capsys):
+    rows = suite.bench(["threshold"], modes=("forward",), device=CPU, budget=2)
+    by = {row.provider: row for row in rows}
+    assert not by["wrong"].correct
+    assert by["wrong"].ratio_vs_lamina is None
+    assert "wrong is WRONG" in capsys.readouterr().out
+    assert best_peer(rows).provider == "right"
+
+
+def test_no_speed_where_lamina_is_wrong(planted, monkeypatch, capsys):
+    def wrong(x, t, *, backend=None):
+        return SPEC.functional(x, t) * 1.01
+
+    monkeypatch.setattr(suite, "specs", lambda: {"threshold": replace(planted, functional=wrong)})
+    rows = suite.bench(["threshold"], modes=("both",), device=CPU, budget=2, kernels=[])
+    assert all(row.ratio_vs_lamina is None for row in rows)
+    assert best_peer(rows) is None
+    arguments = "bench threshold --mode forward --budget 2 --device cpu"
+    assert main(arguments.split()) == 1
+
+
+def test_files(planted, tmp_path, capsys):
+    names = [tmp_path / "a" / name for name in ("rows.json", "rows.csv", "rows.png")]
+    arguments = "bench threshold --device cpu --mode forward --peers right --budget 2"
+    files = [f"--{name.suffix[1:].replace('png', 'plot')}={name}" for name in names]
+    assert main([*arguments.split(), *files]) == 0
+    rows = json.loads(names[0].read_text())
+    with names[1].open() as file:
+        table = list(csv.DictReader(file))
+    assert [r["provider"] for r in rows] == [r["provider"] for r in table]
+    assert {"op", "shape", "median_ms", "device", "threads", "versions", "commit"} <= set(rows[0])
+    assert names[2].read_bytes().startswith(b"\x89PNG")
+
+
+def test_unknown_shape_is_refused(capsys):
+    assert main(["bench", "threshold", "--shapes", "7G"]) == 2
+    assert "no shape matches 7G" in capsys.readouterr().err
+
+
+def test_budget_names_what_it_did_not_reach(planted, capsys):
+    assert suite.bench(["threshold"], device=CPU, budget=-1.0) == []
+    assert "not run, the budget" in capsys.readouterr().out
+
+
+def test_interleaving_pairs_rounds_and_spares_the_budget():
+    clock = iter(range(10**6))
+    times = timing.interleave(
+        {"lamina": lambda: float(next(clock)), "peer": lambda: float(next(clock))}, "lamina", 0.01
+    )
+    assert set(times["peer"]) <= set(times["lamina"])
+    first = [times["lamina"][i] < times["peer"][i] for i in times["peer"]]
+    assert any(first)
+    assert not all(first)  # Neither is always the one that finds the caches cold.
+
+
+def test_gradients_do_not_accumulate():
+    sample = small(torch.float32, CPU)
+    grad = torch.ones(1 << 14)
+    step = timing.make_step(SPEC.functional, sample, "both", grad)
+    step.run()
+    step.run()
+    torch.testing.assert_close(sample.args[0].grad, (sample.args[0] > 0.1).float())
+
+
+def test_memory_counts_what_is_kept():
+    sample = Sample("", (torch.randn(1000, requires_grad=True),))
+    assert memory.saved_bytes(lambda x: x.exp(), sample) == 4000
+    assert memory.saved_bytes(lambda x: x * x, sample) == 0
+    grad = torch.ones(1000)
+    with torch.no_grad():
+        assert memory.peak_bytes(lambda x: x.exp(), sample, "forward", grad) == 0
+        assert 4000 <= memory.peak_bytes(lambda x: (x + 1).exp(), sample, "forward", grad) <= 4200
+
+
+@pytest.mark.parametrize("spec", specs().values(), ids=specs())
+def test_every_op_has_peers(spec):
+    assert peers_of(spec)
