@@ -21,9 +21,9 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
-from inspect import getsource
 from multiprocessing import get_context
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import torch
@@ -32,7 +32,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import mangle_type
 
-OPS = ("threshold", "linear")
+from lamina import triton_kernels
+
+OPS = [
+    name
+    for _, name, _ in iter_modules(triton_kernels.__path__)
+    if hasattr(import_module(f"lamina.triton_kernels.{name}"), "offline_calls")
+]
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
@@ -131,15 +137,14 @@ def resources(compiled: Any) -> tuple[int, int]:
 def calls(op: str, target: str, every: bool) -> Iterator[tuple[str, str, Any]]:
     """(kernel, call, launch) of everything to be compiled for an op, each compilation once."""
     module = import_module(f"lamina.triton_kernels.{op}")
-    launch = import_module("lamina.triton_kernels.launch")
     gpu = TARGETS[target]
-    configured = launch.Target(
+    configured = triton_kernels.launch.Target(
         gpu.backend, gpu.arch if gpu.backend == "cuda" else 0, PROCESSORS[target]
     )
     seen = set()
-    with launch.targeting(configured):
+    with triton_kernels.launch.targeting(configured):
         for name, call in module.offline_calls(configured, every):
-            with launch.recording() as launches:
+            with triton_kernels.launch.recording() as launches:
                 call()
             for recorded in launches:
                 source, options = source_of(recorded)
@@ -153,7 +158,7 @@ def build(op: str, target: str, every: bool, index: int) -> Built:
     """Compiles the index-th launch of an op: launches are found anew, since they don't pickle."""
     kernel, call, launch = list(calls(op, target, every))[index]
     source, options = source_of(launch)
-    is_gemm = "tl.dot(" in getsource(launch.kernel.fn)
+    is_gemm = "gemm" in kernel
     try:
         compiled = triton.compile(source, target=TARGETS[target], options=options)
         registers, spilled = resources(compiled)

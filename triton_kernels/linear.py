@@ -140,8 +140,8 @@ def gemm_kernel(
 
 
 @triton.jit
-def ordered_sum_kernel(partial, output, parts, size, BLOCK: tl.constexpr):
-    """output[i] = the sum over p of partial[p, i], p in order: every sum's second stage."""
+def ordered_sum_kernel(partial, output, parts, size, scale: tl.float64, BLOCK: tl.constexpr):
+    """output[i] = scale * the sum over p of partial[p, i], p in order: every sum's second stage."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < size
     total = tl.zeros((BLOCK,), partial.dtype.element_ty)
@@ -149,6 +149,7 @@ def ordered_sum_kernel(partial, output, parts, size, BLOCK: tl.constexpr):
     for _ in tl.range(0, parts):
         total += tl.load(pointers, mask=inside, other=0.0)
         pointers += size
+    total *= tl.full([1], scale, total.dtype)
     tl.store(output + index, total.to(output.dtype.element_ty), mask=inside)
 
 
@@ -407,16 +408,17 @@ def gemm(
         ordered_sum(c_argument, c)
 
 
-def ordered_sum(partial: Tensor, output: Tensor) -> None:
-    """output = partial.sum(0), in order, for contiguous tensors."""
+def ordered_sum(partial: Tensor, output: Tensor, scale: float = 1.0) -> Tensor:
+    """output = scale * partial.sum(0), in order, for contiguous tensors; returns output."""
     size, block = output.numel(), 1024
     launch(
         ordered_sum_kernel,
         triton.cdiv(size, block),
-        *(partial, output, partial.size(0), size),
+        *(partial, output, partial.size(0), size, scale),
         BLOCK=block,
         num_warps=4,
     )
+    return output
 
 
 def activation_backward(
