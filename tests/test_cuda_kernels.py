@@ -83,13 +83,13 @@ def double_reference(x, w, b, activation, parameter, grad):
 
 
 def assert_near(got, exact, dtype):
-    """Within a few roundings of the dtype at the scale of the result."""
+    """Within a few roundings of the dtype at the scale of the result; of its sums, too."""
     assert got.shape == exact.shape
     assert got.dtype == dtype
     scale = exact.abs().max() if exact.numel() else 0
-    torch.testing.assert_close(
-        got.double(), exact, rtol=0, atol=8 * torch.finfo(dtype).eps * float(scale) + 1e-30
-    )
+    roundings = 8 if dtype.itemsize == 2 else 32
+    limit = roundings * torch.finfo(dtype).eps * float(scale) + 1e-30
+    torch.testing.assert_close(got.double(), exact, rtol=0, atol=limit)
 
 
 def run_linear(machine, x, w, b, activation, parameter, grad, needs=(True, True, True)):
@@ -424,3 +424,85 @@ def test_dynamic_routing_extremes(machine) -> None:
     )
     for tensor in (v, s, c, *(g for g in grads if g is not None)):
         assert torch.isfinite(tensor).all()
+
+
+CONVOLUTIONS = {
+    "plain": {},
+    "stride": {"stride": (2, 2), "padding": (1, 1)},
+    "rectangular": {"kernel": (3, 1), "stride": (1, 3), "padding": (2, 0), "dilation": (2, 1)},
+    "1x1": {"kernel": (1, 1), "ins": 40, "outs": 16},
+    "eights": {"ins": 16, "outs": 24, "padding": (1, 1)},
+    "eights, stride, dilation": {"ins": 8, "outs": 8, "stride": (2, 3), "dilation": (2, 2)},
+    "split sums": {"ins": 72, "outs": 8, "padding": (1, 1), "size": (6, 6)},
+    "more than a tile": {"outs": 136, "size": (12, 13)},
+    "groups": {"groups": 2, "ins": 6, "outs": 10},
+    "wide groups": {"groups": 2, "ins": 32, "outs": 64, "padding": (1, 1), "size": (5, 5)},
+    "depthwise": {"groups": 6, "ins": 6, "outs": 12, "padding": (1, 1)},
+    "no images": {"images": 0},
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_conv2d(machine, dtype, channels_last, name, activation) -> None:
+    case = {
+        "images": 2,
+        "ins": 5,
+        "outs": 7,
+        "size": (8, 9),
+        "kernel": (3, 3),
+        "groups": 1,
+        "stride": (1, 1),
+        "padding": (0, 0),
+        "dilation": (1, 1),
+    } | CONVOLUTIONS[name]
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    geometry = [case[k] for k in ("stride", "padding", "dilation", "groups")]
+
+    def draw(*shape):
+        made = torch.randn(shape, dtype=dtype, device=machine.device)
+        return made.contiguous(memory_format=layout) if len(shape) == 4 else made
+
+    x = draw(case["images"], case["ins"], *case["size"])
+    w = draw(case["outs"], case["ins"] // case["groups"], *case["kernel"]) / 4
+    b = draw(case["outs"])
+    leaves = [t.double().clone().requires_grad_() for t in (x, w, b)]
+    convolved = torch.nn.functional.conv2d(*leaves, *geometry)
+    residual = draw(*convolved.shape)
+    leaves.append(residual.double().clone().requires_grad_())
+    exact = ACTIVATIONS[activation][0](convolved + leaves[3], 0.0)
+    options = [*geometry, activation, 0.0, "auto", channels_last]
+    y, saved = machine.ops.conv2d_forward(x, w, b, residual, *options, True)
+    assert_near(y, exact.detach(), dtype)
+    assert y.is_contiguous(memory_format=layout)
+    if activation == "relu":
+        z = y.permute(0, 2, 3, 1).flatten(0, 2) if channels_last else y.transpose(0, 1).flatten(1)
+        assert torch.equal(bits_of(saved, z.shape[1]), z > 0)
+    grad = draw(*y.shape)
+    grads = machine.ops.conv2d_backward(grad, x, w, saved, *options, [True] * 4)
+    exact_grads = torch.autograd.grad(exact, leaves, grad.double())
+    for got, wanted in zip(grads, exact_grads, strict=True):
+        assert_near(got, wanted, dtype)
+    assert grads[0].is_contiguous(memory_format=layout)
+    assert grads[1].stride() == torch.empty_like(w).stride()
+    again = machine.ops.conv2d_backward(grad, x, w, saved, *options, [True, False, False, False])
+    assert torch.equal(again[0], grads[0])
+    assert again[1:] == (None, None, None)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_conv2d_without_activation(machine, channels_last) -> None:
+    """The gradient of the residual is a copy of the incoming one, never the same memory."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x, w = torch.randn(2, 3, 5, 5, device=machine.device), torch.randn(4, 3, 3, 3)
+    x, w = x.contiguous(memory_format=layout), w.to(machine.device)
+    options = [[1, 1], [0, 0], [1, 1], 1, "none", 0.0, "auto", channels_last]
+    y, saved = machine.ops.conv2d_forward(x, w, None, None, *options, True)
+    grad = torch.randn_like(y)
+    grads = machine.ops.conv2d_backward(grad, x, w, saved, *options, [False, False, True, True])
+    assert grads[0] is None
+    assert_near(grads[2], grad.double().sum((0, 2, 3)), torch.float32)
+    assert torch.equal(grads[3], grad)
+    assert grads[3].data_ptr() != grad.data_ptr()

@@ -76,6 +76,10 @@ def run_every_kernel() -> None:
         x, w, grad = (t.to(dtype) for t in (x, w, grad))
         y, _ = ops.linear_forward(x, w, None, "tanh", 0.0, True)
         ops.linear_backward(grad, x, w, y, "tanh", 0.0, [True, True, True])
+    images, filters = torch.randn(1, 2, 4, 4), torch.randn(3, 2, 3, 3)
+    options = [[1, 1], [0, 0], [1, 1], 1, "relu", 0.0, "auto", False]
+    y, mask = ops.conv2d_forward(images, filters, None, None, *options, True)
+    ops.conv2d_backward(y, images, filters, mask, *options, [True, True, True, False])
     u, weight = torch.randn(3, 40, 4), torch.randn(2, 40, 3, 4)
     options = ["in", False, True, 1.0, "exact", 0.0]
     v, s, _ = ops.dynamic_routing_forward(u, weight, None, None, None, 2, *options, True, False)

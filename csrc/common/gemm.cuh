@@ -13,6 +13,7 @@
 //   an Operand knows where A(outer, k) lies, and fetches a tile of it into shared memory;
 //   a Math multiplies two tiles and keeps the sums: TensorCore for 16-bit types, Simt for f32, f64;
 //   an Epilogue takes eight neighbouring sums of a row and stores what it makes of them.
+// Operands and epilogues are told with select(group) which of several products they serve.
 // Tiles are fetched a few steps ahead in the background (cp.async), one barrier a step. Where C has
 // too few tiles to fill a GPU, K is split: each block stores its partial sums, and a second kernel
 // adds them in fixed order and hands them to the epilogue.
@@ -66,6 +67,9 @@ struct MatrixOperand {
   MatrixOperand(const T* data, int64_t stride, int64_t outer)
       : data(data), stride(stride), outer(outer), aligned(is_aligned(data, stride)) {}
 
+  // The groups' matrices lie one after the other.
+  __device__ void select(int group) { data += group * outer * stride; }
+
   template <int threads>
   __device__ void fetch(Tile& tile, int64_t first, int64_t k, int64_t k_end) const {
     constexpr bool by_depth = major == Major::depth;
@@ -98,11 +102,7 @@ struct TensorCore {
   static constexpr int rows = 128, columns = 128, depth = 32, threads = 128, stages = 4;
   static constexpr int blocks_per_multiprocessor = 2;
 
-  // The sums pass through shared memory to reach the epilogue in rows; four more floats a row
-  // spread them over the banks.
-  struct Staging {
-    float sums[rows][columns + 4];
-  };
+  using Number = float;
 
   float sums[4][8][4] = {};
 
@@ -128,8 +128,8 @@ struct TensorCore {
     }
   }
 
-  template <class Store>
-  __device__ void finish(Staging& staging, const Store& store) {
+  template <class Staging>
+  __device__ void stage(Staging& staging) const {
     const int group = threadIdx.x % 32 / 4, pair = threadIdx.x % 4 * 2;
 #pragma unroll
     for (int i = 0; i < 4; ++i)
@@ -139,14 +139,6 @@ struct TensorCore {
         for (int part = 0; part < 4; ++part)
           staging.sums[warp_row() + 16 * i + group + part / 2 * 8]
                       [warp_column() + 8 * j + pair + part % 2] = sums[i][j][part];
-    __syncthreads();
-    constexpr int row_threads = columns / octet;
-    const int column = threadIdx.x % row_threads * octet;
-    for (int row = threadIdx.x / row_threads; row < rows; row += threads / row_threads) {
-      float values[octet];
-      load_octet(&staging.sums[row][column], 1, octet, true, values);
-      store(row, column, values);
-    }
   }
 };
 
@@ -166,6 +158,8 @@ struct StridedOperand {
 
   const T* data;
   int64_t outer_stride, depth_stride, outer;
+
+  __device__ void select(int group) { data += group * outer * outer_stride; }
 
   template <int threads>
   __device__ void fetch(Tile& tile, int64_t first, int64_t k, int64_t k_end) const {
@@ -188,7 +182,7 @@ struct Simt {
   static constexpr int thread_rows = sizeof(T) == 4 ? 8 : 4;
   static constexpr int rows = 16 * thread_rows, columns = 16 * octet, depth = 16, threads = 256;
   static constexpr int stages = 3, blocks_per_multiprocessor = sizeof(T) == 4 ? 2 : 1;
-  struct Staging {};
+  using Number = T;
 
   T sums[thread_rows][octet] = {};
 
@@ -211,15 +205,24 @@ struct Simt {
     }
   }
 
-  template <class Store>
-  __device__ void finish(Staging&, const Store& store) {
+  template <class Staging>
+  __device__ void stage(Staging& staging) const {
 #pragma unroll
-    for (int i = 0; i < thread_rows; ++i) store(first_row() + i, first_column(), sums[i]);
+    for (int i = 0; i < thread_rows; ++i)
+      store_octet(&staging.sums[first_row() + i][first_column()], octet, true, sums[i]);
   }
 };
 
 // --- the kernels
 // ------------------------------------------------------------------------------------
+
+// The sums pass through shared memory to reach the epilogue in rows, the same way for every Math;
+// 16 bytes more a row spread them over the banks.
+template <class Math>
+struct Staging {
+  using Number = typename Math::Number;
+  Number sums[Math::rows][Math::columns + 16 / sizeof(Number)];
+};
 
 template <class Math, class OperandA, class OperandB>
 struct GemmShared {
@@ -229,7 +232,7 @@ struct GemmShared {
   };
   union {
     Stage stages[Math::stages];
-    typename Math::Staging staging;
+    Staging<Math> staging;
   };
 };
 
@@ -259,6 +262,10 @@ __global__ void __launch_bounds__(Math::threads, Math::blocks_per_multiprocessor
     gemm_kernel(GemmPlan plan, OperandA a, OperandB b, Epilogue epilogue,
                 typename Epilogue::Number* partial) {
   auto& shared = shared_memory<GemmShared<Math, OperandA, OperandB>>();
+  const int group = blockIdx.z;
+  a.select(group);
+  b.select(group);
+  epilogue.select(group);
   const TilePlace place = place_tile(blockIdx.x, ceil_div<int64_t>(plan.rows, Math::rows),
                                      ceil_div<int64_t>(plan.columns, Math::columns));
   const int64_t row = place.row * Math::rows, column = place.column * Math::columns;
@@ -289,12 +296,22 @@ __global__ void __launch_bounds__(Math::threads, Math::blocks_per_multiprocessor
   }
   cp_async_wait<0>();
   __syncthreads();
-  math.finish(shared.staging, [&](int i, int j, auto& values) {
-    if (row + i >= plan.rows || column + j >= plan.columns) return;
-    if (plan.splits == 1) return epilogue(row + i, column + j, values);
-    store_partial(partial + (blockIdx.y * plan.rows + row + i) * plan.columns + column + j,
-                  plan.columns, column + j, values);
-  });
+  math.stage(shared.staging);
+  __syncthreads();
+  constexpr int row_threads = Math::columns / octet;
+  const int64_t j = column + threadIdx.x % row_threads * octet;
+  for (int i = threadIdx.x / row_threads; i < Math::rows; i += Math::threads / row_threads) {
+    if (row + i >= plan.rows || j >= plan.columns) break;
+    typename Math::Number values[octet];
+    load_octet(&shared.staging.sums[i][j - column], 1, octet, true, values);
+    if (plan.splits == 1) {
+      epilogue(row + i, j, values);
+      continue;
+    }
+    const int64_t part = group * plan.splits + blockIdx.y;
+    store_partial(partial + (part * plan.rows + row + i) * plan.columns + j, plan.columns, j,
+                  values);
+  }
 }
 
 // Adds the partial sums of the splits, in order.
@@ -306,12 +323,14 @@ __global__ void __launch_bounds__(256)
   const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t row = index / row_octets, column = index % row_octets * octet;
   if (row >= plan.rows) return;
+  epilogue.select(blockIdx.z);
   const int64_t left = plan.columns - column;
   const int count = left < octet ? static_cast<int>(left) : octet;
   Number sums[octet] = {};
   for (int split = 0; split < plan.splits; ++split) {
     Number values[octet];
-    load_octet(partial + (split * plan.rows + row) * plan.columns + column, 1, count,
+    const int64_t part = blockIdx.z * plan.splits + split;
+    load_octet(partial + (part * plan.rows + row) * plan.columns + column, 1, count,
                plan.columns % octet == 0, values);
 #pragma unroll
     for (int i = 0; i < octet; ++i) sums[i] += values[i];
@@ -327,13 +346,15 @@ void launch_gemm(const GemmPlan& plan, const OperandA& a, const OperandB& b,
   const int64_t tiles =
       ceil_div<int64_t>(plan.rows, Math::rows) * ceil_div<int64_t>(plan.columns, Math::columns);
   if (tiles == 0) return;
-  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(plan.splits));
+  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(plan.splits),
+                  static_cast<unsigned>(plan.groups));
   LAMINA_LAUNCH((gemm_kernel<Math, OperandA, OperandB, Epilogue>), grid, Math::threads,
                 sizeof(GemmShared<Math, OperandA, OperandB>), stream, plan, a, b, epilogue,
                 partial);
   if (plan.splits == 1) return;
   const int64_t octets = plan.rows * ceil_div<int64_t>(plan.columns, octet);
-  const auto blocks = static_cast<unsigned>(ceil_div<int64_t>(octets, 256));
+  const dim3 blocks(static_cast<unsigned>(ceil_div<int64_t>(octets, 256)), 1,
+                    static_cast<unsigned>(plan.groups));
   LAMINA_LAUNCH(gemm_reduce_kernel<Epilogue>, blocks, 256, 0, stream, plan, partial, epilogue);
 }
 

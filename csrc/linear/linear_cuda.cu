@@ -32,6 +32,8 @@ struct LinearEpilogue {
         aligned(is_aligned(output, columns) && is_aligned(preactivation, columns)),
         bias_aligned(is_aligned(bias, columns)) {}
 
+  __device__ void select(int) const {}
+
   __device__ void operator()(int64_t row, int64_t column, Number (&z)[octet]) const {
     const int64_t left = columns - column;
     const int count = left < octet ? static_cast<int>(left) : octet;
@@ -170,8 +172,7 @@ __global__ void __launch_bounds__(row_threads* column_threads) linear_grad_z_ker
 // The sums of the columns of partial[count, columns], in fixed order.
 template <typename T>
 __global__ void __launch_bounds__(row_threads* column_threads)
-    linear_grad_bias_kernel(const accumulator_t<T>* partial, int64_t count, int64_t columns,
-                            T* grad_bias) {
+    column_sums_kernel(const accumulator_t<T>* partial, int64_t count, int64_t columns, T* result) {
   using Number = accumulator_t<T>;
   struct Sums {
     Number sums[column_threads][row_threads];
@@ -187,7 +188,7 @@ __global__ void __launch_bounds__(row_threads* column_threads)
   if (threadIdx.y || column >= columns) return;
 #pragma unroll
   for (int i = 1; i < column_threads; ++i) sum += shared.sums[i][threadIdx.x];
-  grad_bias[column] = narrow<T>(sum);
+  result[column] = narrow<T>(sum);
 }
 
 }  // namespace
@@ -199,6 +200,19 @@ void launch_linear_gemm(FloatType type, const GemmPlan& plan, const GemmOperand&
     using T = decltype(zero);
     launch_typed_gemm(plan, a, b, LinearEpilogue<T>(plan.columns, outputs),
                       static_cast<accumulator_t<T>*>(partial), stream);
+  });
+}
+
+void launch_column_sums(FloatType type, const void* partial, int64_t count, int64_t columns,
+                        void* result, cudaStream_t stream) {
+  if (columns == 0) return;
+  with_float_type(type, [&](auto zero) {
+    using T = decltype(zero);
+    using Number = accumulator_t<T>;
+    const auto blocks = static_cast<unsigned>(ceil_div<int64_t>(columns, row_threads));
+    LAMINA_LAUNCH(column_sums_kernel<T>, blocks, dim3(row_threads, column_threads),
+                  sizeof(Number) * row_threads * column_threads, stream,
+                  static_cast<const Number*>(partial), count, columns, static_cast<T*>(result));
   });
 }
 
@@ -234,10 +248,7 @@ void launch_linear_grad_z(FloatType type, const LinearGradZ& args, cudaStream_t 
     const dim3 block(row_threads, column_threads);
     LAMINA_LAUNCH(linear_grad_z_kernel<T>, grid, block, sizeof(ColumnSums<Number>), stream, typed);
     if (!partial) return;
-    const auto blocks = static_cast<unsigned>(ceil_div<int64_t>(args.columns, row_threads));
-    LAMINA_LAUNCH(linear_grad_bias_kernel<T>, blocks, block,
-                  sizeof(Number) * row_threads * column_threads, stream, partial,
-                  row_blocks(args.rows), args.columns, static_cast<T*>(args.grad_bias));
+    launch_column_sums(type, partial, row_blocks(args.rows), args.columns, args.grad_bias, stream);
   });
 }
 

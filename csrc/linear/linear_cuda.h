@@ -50,4 +50,8 @@ struct LinearGradZ {
 int64_t grad_z_partial_sums(int64_t rows, int64_t columns);
 void launch_linear_grad_z(FloatType type, const LinearGradZ& args, cudaStream_t stream);
 
+// result[column] = sum over i of partial[i, column], in fixed order; partial holds sums.
+void launch_column_sums(FloatType type, const void* partial, int64_t count, int64_t columns,
+                        void* result, cudaStream_t stream);
+
 }  // namespace lamina

@@ -55,6 +55,7 @@ namespace {
 constexpr size_t stack_bytes = 64 << 10;
 constexpr size_t shared_limit = 227 << 10;  // what a block can have on sm_90
 constexpr size_t guard_bytes = 64 << 10;    // around shared memory: an access here is out of bounds
+constexpr size_t shared_granule = 4;        // kernels write shared memory in words
 constexpr unsigned max_threads = 1024;
 
 enum class State { ready, at_block_barrier, at_warp_barrier, finished };
@@ -360,9 +361,13 @@ void run_grid(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, Bo
              PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     stacks = memory;
     shared_memory = memory + max_threads * stack_bytes + guard_bytes;
+    // Epochs tell what earlier blocks did: nothing is ever cleared.
+    shared_region = {0, 0, shared_granule, true,
+                     std::vector<Granule>(shared_limit / shared_granule)};
   }
   const auto shared = reinterpret_cast<uintptr_t>(shared_memory);
-  shared_region = {shared, shared + shared_bytes, 1, true, std::vector<Granule>(shared_bytes)};
+  shared_region.begin = shared;
+  shared_region.end = shared + shared_bytes;
   kernel_name = kernel;
   kernel_body = body;
   kernel_arguments = arguments;
@@ -431,7 +436,8 @@ void wait_copies(int groups_in_flight) {
   while (static_cast<int>(running->groups.size()) > groups_in_flight) {
     for (const Copy& copy : running->groups.front()) {
       const size_t offset = reinterpret_cast<uintptr_t>(copy.to) - shared_region.begin;
-      for (int i = 0; i < copy.filled; ++i) shared_region.granules[offset + i].in_flight = false;
+      for (int i = 0; i < copy.filled; i += shared_granule)
+        shared_region.granules[(offset + i) / shared_granule].in_flight = false;
       check_access(copy.to, copy.filled, true);
       std::memcpy(copy.to, copy.from, copy.bytes);
       std::memset(static_cast<char*>(copy.to) + copy.bytes, 0, copy.filled - copy.bytes);

@@ -1,0 +1,250 @@
+#include "conv2d/conv2d_cuda.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/headeronly/core/MemoryFormat.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "common/cuda_glue.h"
+#include "common/tensor.h"
+#include "conv2d/conv2d.h"
+#include "linear/linear_cuda.h"
+
+namespace lamina {
+namespace {
+
+using torch::headeronly::MemoryFormat;
+using MaybeTensor = std::optional<Tensor>;
+
+MemoryFormat format(bool channels_last) {
+  return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+}
+
+Tensor new_images(const Tensor& like, std::vector<int64_t> sizes, bool channels_last) {
+  return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                              format(channels_last));
+}
+
+// The kernels read images channels last, whatever the layout of the op's arguments.
+ConvImages images_of(const CudaCall& call, const Tensor& channels_last) {
+  return {call.pointer(channels_last), channels_last.size(0), channels_last.size(2),
+          channels_last.size(3), channels_last.size(1)};
+}
+
+// One call's geometry, checked.
+struct Convolution {
+  const CudaCall& call;
+  FloatType type;
+  int64_t images, ins, height, width, outs, out_height, out_width;
+  int groups;
+  ConvTaps forward, backward;  // backward: how the gradient of the input reads dZ
+
+  Convolution(const CudaCall& call, const Tensor& input, const Tensor& weight,
+              const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+              const std::vector<int64_t>& dilation, int64_t group_count)
+      : call(call), type(float_type(input)), groups(static_cast<int>(group_count)) {
+    STD_TORCH_CHECK(input.dim() == 4 && weight.dim() == 4 && groups > 0 &&
+                        weight.size(0) % groups == 0 && input.size(1) == weight.size(1) * groups &&
+                        input.scalar_type() == weight.scalar_type(),
+                    "conv2d: input [N, C, H, W] and weight [K, C / groups, R, S] of one dtype");
+    images = input.size(0), ins = input.size(1), height = input.size(2), width = input.size(3);
+    outs = weight.size(0);
+    const auto axis = [&](int d) {
+      return ConvAxis{static_cast<int>(weight.size(d + 2)), static_cast<int>(stride[d]),
+                      static_cast<int>(-padding[d]), static_cast<int>(dilation[d]), 1};
+    };
+    const auto reversed = [](const ConvAxis& axis) {
+      return ConvAxis{axis.taps, 1, -axis.offset, -axis.step, axis.scale};
+    };
+    forward = {axis(0), axis(1), 0, 0};
+    out_height = forward.grid_height =
+        conv_output_size(height, weight.size(2), stride[0], padding[0], dilation[0]);
+    out_width = forward.grid_width =
+        conv_output_size(width, weight.size(3), stride[1], padding[1], dilation[1]);
+    backward = {reversed(axis(0)), reversed(axis(1)), height, width};
+    STD_TORCH_CHECK(out_height > 0 && out_width > 0, "conv2d: the kernel is larger than the input");
+    constexpr int64_t limit = int64_t{1} << 31;
+    STD_TORCH_CHECK(images * out_height * out_width < limit && images * height * width < limit,
+                    "conv2d: fewer than 2^31 pixels expected");
+  }
+
+  int64_t out_pixels() const { return out_height * out_width; }
+
+  Tensor sums(const Tensor& like, int64_t count) const {
+    return torch::stable::new_empty(
+        like, {count}, type == FloatType::f64 ? ScalarType::Double : ScalarType::Float);
+  }
+
+  // Filters of `outs` with room in `holder`.
+  ConvFilters filters(const Tensor& weight, bool transposed, Tensor& holder) const {
+    ConvFilters made{nullptr, transposed ? ins : outs, transposed ? outs / groups : ins / groups,
+                     0};
+    made.stride = ceil_div<int64_t>(forward.count() * made.ins, 8) * 8;
+    holder = torch::stable::new_empty(weight, {made.outs * made.stride});
+    made.data = call.pointer(holder);
+    return made;
+  }
+
+  void run(const Tensor& images, const ConvTaps& taps, const Tensor& weight, bool transposed,
+           const ConvOutputs& outputs) const {
+    Tensor holder;
+    const ConvFilters packed = filters(weight, transposed, holder);
+    const int64_t strides[4] = {weight.stride(0), weight.stride(1), weight.stride(2),
+                                weight.stride(3)};
+    launch_conv_filters(type, call.pointer(weight), strides, taps, groups, transposed, packed,
+                        call.stream());
+    const ConvImages view = images_of(call, images);
+    const Tensor partial =
+        sums(weight, conv_partial_sums(view, taps, packed, groups, outputs.channels_last));
+    launch_conv(type, view, taps, packed, groups, outputs, call.pointer(partial), call.stream());
+  }
+};
+
+Tensor channels_last_of(const Tensor& images) {
+  return torch::stable::contiguous(images, MemoryFormat::ChannelsLast);
+}
+
+Activation checked_activation(const std::string& name) {
+  Activation activation;
+  STD_TORCH_CHECK(parse_activation(name, activation), "conv2d: unknown activation ", name);
+  return activation;
+}
+
+std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight,
+                                   const MaybeTensor& bias, const MaybeTensor& residual,
+                                   const std::vector<int64_t>& stride,
+                                   const std::vector<int64_t>& padding,
+                                   const std::vector<int64_t>& dilation, int64_t groups,
+                                   const std::string& name, double parameter, const std::string&,
+                                   bool channels_last, bool save) {
+  const Activation activation = checked_activation(name);
+  const CudaCall call(input);
+  const Convolution conv(call, input, weight, stride, padding, dilation, groups);
+  const Tensor output =
+      new_images(input, {conv.images, conv.outs, conv.out_height, conv.out_width}, channels_last);
+  const int64_t pixels = conv.images * conv.out_pixels();
+  const bool save_mask = save && saves_mask(activation);
+  const bool save_z = save && saves_preactivation(activation);
+  const int64_t rows = channels_last ? pixels : conv.outs;
+  const int64_t bits = channels_last ? conv.outs : pixels;
+  const Tensor saved = save_z      ? torch::stable::empty_like(output)
+                       : save_mask ? empty_bytes(input, {rows, ceil_div<int64_t>(bits, 8)})
+                                   : empty_bytes(input, {0});
+  const MaybeTensor b = bias ? torch::stable::contiguous(*bias) : bias;
+  const MaybeTensor added =
+      residual ? torch::stable::contiguous(*residual, format(channels_last)) : residual;
+  conv.run(
+      channels_last_of(input), conv.forward, weight, false,
+      {call.pointer(output), b ? call.pointer(*b) : nullptr, added ? call.pointer(*added) : nullptr,
+       activation, parameter, save_mask ? call.pointer<uint8_t>(saved) : nullptr,
+       save_z ? call.pointer(saved) : nullptr, channels_last});
+  call.check();
+  return {output, saved};
+}
+
+// dZ = dY act'(saved), unless `wanted` is false, and the gradient of the bias if `grad_bias` is
+// there.
+Tensor activation_gradient(const Convolution& conv, const Tensor& grad, const Tensor& saved,
+                           Activation activation, double parameter, bool channels_last, bool wanted,
+                           const MaybeTensor& grad_bias) {
+  const CudaCall& call = conv.call;
+  const Tensor grad_z = wanted ? torch::stable::empty_like(grad) : grad;
+  void* to = wanted ? call.pointer(grad_z) : nullptr;
+  void* bias = grad_bias ? call.pointer(*grad_bias) : nullptr;
+  const int64_t pixels = conv.images * conv.out_pixels();
+  if (channels_last) {
+    const Tensor partial = conv.sums(grad, grad_bias ? grad_z_partial_sums(pixels, conv.outs) : 0);
+    launch_linear_grad_z(conv.type,
+                         {pixels, conv.outs, call.pointer(grad), conv.outs, 1, call.pointer(saved),
+                          activation, parameter, to, bias, call.pointer(partial)},
+                         call.stream());
+    return grad_z;
+  }
+  ConvGradZ args{conv.images,
+                 conv.outs,
+                 conv.out_pixels(),
+                 call.pointer(grad),
+                 call.pointer(saved),
+                 activation,
+                 parameter,
+                 to,
+                 bias,
+                 nullptr};
+  const Tensor partial = conv.sums(grad, grad_bias ? conv_grad_z_partial_sums(args) : 0);
+  args.partial = call.pointer(partial);
+  launch_conv_grad_z(conv.type, args, call.stream());
+  return grad_z;
+}
+
+Tensor weight_gradient(const Convolution& conv, const Tensor& grad_z, const Tensor& input,
+                       const Tensor& weight) {
+  const CudaCall& call = conv.call;
+  const Tensor images = channels_last_of(input);
+  Tensor holder;
+  ConvFilters filters = conv.filters(weight, false, holder);
+  // The GEMM's rows are not padded.
+  filters.stride = conv.forward.count() * filters.ins;
+  const ConvImages view = images_of(call, images);
+  const Tensor partial =
+      conv.sums(weight, conv_grad_filters_partial_sums(view, conv.forward, filters, conv.groups));
+  launch_conv_grad_filters(conv.type, view, images_of(call, grad_z), conv.forward, filters,
+                           conv.groups, call.pointer(partial), call.stream());
+  const Tensor grad_weight = torch::stable::empty_like(weight);
+  const int64_t strides[4] = {grad_weight.stride(0), grad_weight.stride(1), grad_weight.stride(2),
+                              grad_weight.stride(3)};
+  launch_conv_filters_back(conv.type, filters, conv.forward, call.pointer(grad_weight), strides,
+                           call.stream());
+  return grad_weight;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
+    const Tensor& given, const Tensor& input, const Tensor& weight, const Tensor& saved,
+    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+    const std::vector<int64_t>& dilation, int64_t groups, const std::string& name, double parameter,
+    const std::string&, bool channels_last, const std::vector<bool>& needs) {
+  const Activation activation = checked_activation(name);
+  const CudaCall call(given);
+  const Convolution conv(call, input, weight, stride, padding, dilation, groups);
+  const Tensor grad = torch::stable::contiguous(given, format(channels_last));
+  const Tensor kept =
+      saves_mask(activation)
+          ? torch::stable::contiguous(saved)
+          : (saved.dim() == 4 ? torch::stable::contiguous(saved, format(channels_last)) : saved);
+  Tensor grad_input, grad_weight, grad_bias, grad_residual;
+  const bool through = (needs[0] || needs[1]) && activation != Activation::none;
+  Tensor grad_z = grad;
+  if (needs[2]) grad_bias = torch::stable::new_empty(weight, {conv.outs});
+  if (through || needs[2] || needs[3])
+    grad_z =
+        activation_gradient(conv, grad, kept, activation, parameter, channels_last,
+                            through || needs[3], needs[2] ? MaybeTensor(grad_bias) : std::nullopt);
+  if (needs[3]) grad_residual = grad_z;
+  if (needs[0] || needs[1]) grad_z = channels_last_of(grad_z);
+  if (needs[0]) {
+    grad_input = new_images(input, {conv.images, conv.ins, conv.height, conv.width}, channels_last);
+    conv.run(grad_z, conv.backward, weight, true,
+             {call.pointer(grad_input), nullptr, nullptr, Activation::none, 0, nullptr, nullptr,
+              channels_last});
+  }
+  if (needs[1]) grad_weight = weight_gradient(conv, grad_z, input, weight);
+  call.check();
+  return {grad_input, grad_weight, grad_bias, grad_residual};
+}
+
+}  // namespace
+}  // namespace lamina
+
+#ifdef LAMINA_HOST_SHIM
+STABLE_TORCH_LIBRARY_FRAGMENT(lamina_host, m) {
+  m.def(lamina::conv2d_forward_schema);
+  m.def(lamina::conv2d_backward_schema);
+}
+#endif
+
+STABLE_TORCH_LIBRARY_IMPL(LAMINA_CUDA_NAMESPACE, LAMINA_CUDA_KEY, m) {
+  m.impl("conv2d_forward", TORCH_BOX(&lamina::forward));
+  m.impl("conv2d_backward", TORCH_BOX(&lamina::backward));
+}
