@@ -85,6 +85,16 @@ def _bench(args: argparse.Namespace) -> int:
     return 0 if all(row.correct for row in rows if row.backend) else 1
 
 
+def _demo(args: argparse.Namespace) -> int:
+    from lamina.demo import demo
+
+    try:
+        return 0 if demo(args.quick, args.out, args.device) else 1
+    except RuntimeError as error:
+        print(f"lamina demo: {error}", file=sys.stderr)
+        return 2
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lamina", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="info | check | bench | demo")
@@ -130,6 +140,12 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--csv", type=Path, metavar="FILE")
     bench.add_argument("--plot", type=Path, metavar="FILE", help="a picture: .png, .svg, .pdf")
     bench.set_defaults(run=_bench)
+
+    demo = commands.add_parser("demo", help="train on handwritten digits, beside torch's layers")
+    demo.add_argument("--quick", action="store_true", help="fewer epochs")
+    demo.add_argument("--out", type=Path, default=Path("out"), help="folder of the plot")
+    demo.add_argument("--device", type=torch.device, help="cpu or cuda; the GPU if there is one")
+    demo.set_defaults(run=_demo)
     return parser
 
 
