@@ -24,19 +24,22 @@ constexpr int tile_rows = 8 / tile_vectors<T>;
 template <class T>
 constexpr int tile_columns = tile_vectors<T> * lanes<T>;
 
-// Depth of one pass of the micro-kernel, and the block of C (in micro-tiles) that one work item
-// computes: row_tiles * tile_rows * depth elements of A stay in the L2 while columns of B pass by.
+// One pass of the micro-kernel goes `depth` deep. A block of C of row_tiles x column_tiles
+// micro-tiles is one work item. Inside it either the rows are the inner loop, with a panel of B
+// staying in the L1, or the columns are, with a panel of A staying there: the smaller of the two
+// panels should.
 struct Blocking {
   int depth;         // KC
   int row_tiles;     // MC / tile_rows
-  int column_tiles;  // columns of C in one work item / tile_columns
+  int column_tiles;  // the columns of a work item / tile_columns
+  bool columns_inner;
 };
 #if defined(__AVX512F__)
-constexpr Blocking blocking = {256, 10, 8};
+constexpr Blocking blocking = {256, 10, 8, true};
 #elif defined(__AVX2__)
-constexpr Blocking blocking = {256, 24, 16};
+constexpr Blocking blocking = {256, 24, 16, false};
 #else
-constexpr Blocking blocking = {256, 24, 16};
+constexpr Blocking blocking = {256, 24, 16, false};
 #endif
 
 // Packed B is at most this large, and K is cut into chunks of at most chunk_depth.

@@ -31,12 +31,14 @@ struct SavedGradient {
   Accumulator<Source> parameter;
 };
 
-template <class T, class Source, Activation F>
+template <class T, class Source, Activation F, bool CONTIGUOUS>
 struct DerivativeLoader {
   const SavedGradient<Source>& from;
+  int64_t ahead;  // as in MatrixLoader
 
   Vector<T> operator()(int64_t row, int64_t column, int count) const {
-    const MatrixLoader<T, Source> gradients{from.gradient, from.row_stride, from.column_stride};
+    const MatrixLoader<T, Source, CONTIGUOUS> gradients{from.gradient, from.row_stride,
+                                                        from.column_stride, ahead};
     const Vector<T> gradient = gradients(row, column, count);
     if constexpr (F == Activation::none) {
       return gradient;
@@ -46,12 +48,24 @@ struct DerivativeLoader {
       if constexpr (F == Activation::leaky_relu) return kept ? gradient : gradient * from.parameter;
       return kept ? gradient : Vector<T>{};
     } else {
-      const MatrixLoader<T, Source> values{static_cast<const Source*>(from.saved),
-                                           from.saved_stride, 1};
+      const MatrixLoader<T, Source, true> values{static_cast<const Source*>(from.saved),
+                                                 from.saved_stride, 1, ahead};
       return gradient * derivative<F, T>(values(row, column, count));
     }
   }
 };
+
+// Calls body(loader) with the loader for the activation and the strides.
+template <class T, class Source, class Body>
+inline void with_derivative_loader(const SavedGradient<Source>& from, int64_t ahead,
+                                   const Body& body) {
+  with_activation(from.activation, [&](auto f) {
+    if (from.column_stride == 1)
+      body(DerivativeLoader<T, Source, decltype(f)::value, true>{from, ahead});
+    else
+      body(DerivativeLoader<T, Source, decltype(f)::value, false>{from, ahead});
+  });
+}
 
 // dZ[rows, columns] as an operand: panels along the rows, depth along the columns.
 template <class T, class Source>
@@ -60,8 +74,7 @@ struct DerivativeByRow {
 
   template <int WIDTH>
   void pack(T* panel, int64_t first, int count, int64_t depth, int depths) const {
-    with_activation(from.activation, [&](auto f) {
-      const DerivativeLoader<T, Source, decltype(f)::value> loader{from};
+    with_derivative_loader<T>(from, ahead_bytes / sizeof(Source), [&](const auto& loader) {
       pack_transposed<T, WIDTH>(loader, panel, first, count, depth, depths);
     });
   }
@@ -79,8 +92,7 @@ struct DerivativeByColumn {
 
   template <int WIDTH>
   void pack(T* panel, int64_t first, int count, int64_t depth, int depths) const {
-    with_activation(from.activation, [&](auto f) {
-      const DerivativeLoader<T, Source, decltype(f)::value> loader{from};
+    with_derivative_loader<T>(from, ahead_rows * from.row_stride, [&](const auto& loader) {
       pack_rows<T, WIDTH>(loader, panel, first, count, depth, depths, columns);
     });
   }

@@ -31,11 +31,27 @@ inline void store_lanes(Target* target, Vector<T> value, int count) {
     store(target, value, count);
 }
 
+// Fetches, to be written, the lines under a tile of a matrix with dense rows.
+template <class T, class Target>
+inline void prefetch_rows(Target* target, int64_t row_stride, int64_t row, int rows,
+                          int64_t column) {
+  constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(Target));
+  for (int i = 0; i < rows; ++i) {
+    Target* const first = target + (row + i) * row_stride + column;
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < tile_columns<T>; j += line) __builtin_prefetch(first + j, 1);
+  }
+}
+
 // C[i, j] = sum, as Target, in dense rows.
 template <class T, class Target>
 struct StoreRows {
   Target* target;
   int64_t row_stride;
+
+  void prefetch(int64_t row, int rows, int64_t column) const {
+    prefetch_rows<T>(target, row_stride, row, rows, column);
+  }
 
   void operator()(const T* tile, int64_t row, int rows, int64_t column, int columns) const {
     for (int i = 0; i < rows; ++i, tile += tile_columns<T>) {
@@ -59,6 +75,10 @@ struct BiasActivation {
   uint8_t* mask;  // [rows, mask_stride] or null
   int64_t mask_stride;
   Target* preactivation;  // laid out as output, or null
+
+  void prefetch(int64_t row, int rows, int64_t column) const {
+    prefetch_rows<T>(output, row_stride, row, rows, column);
+  }
 
   void operator()(const T* tile, int64_t row, int rows, int64_t column, int columns) const {
     with_activation(activation, [&](auto f) {

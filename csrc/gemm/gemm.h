@@ -120,20 +120,41 @@ class Gemm {
   template <class Tile, class Finished>
   void compute(int64_t i0, int64_t i1, int64_t j0, int64_t j1, const T* a, const T* b,
                int64_t depths, bool accumulate, const Tile& tile, const Finished& finished) const {
+    const int rows = static_cast<int>(i1 - i0), columns = static_cast<int>(j1 - j0);
     for (int64_t d = 0; d == 0 || d < depths; d += blocking.depth) {
       const int64_t depth = min64(blocking.depth, depths - d);
       const bool last = d + blocking.depth >= depths;
-      for (int64_t j = j0; j < j1; ++j) {
-        for (int64_t i = i0; i < i1; ++i) {
-          T* target = tile(i, j);
-          find_micro_kernel<T>(rows_.count(i), columns(j))(
-              depth, a + (i - i0) * a_panel(depths) + d * R, b + (j - j0) * b_panel(depths) + d * C,
-              target, accumulate || d > 0);
-          if (last) finished(target, i, j);
+      for (int t = 0; t < rows * columns; ++t) {
+        const int i = blocking.columns_inner ? t / columns : t % rows;
+        const int j = blocking.columns_inner ? t % columns : t / rows;
+        const T* const panel_a = a + i * a_panel(depths) + d * R;
+        const T* const panel_b = b + j * b_panel(depths) + d * C;
+        if (!blocking.columns_inner && j + 1 < columns) {
+          const int64_t share = ceil_div(depth * C, rows);
+          prefetch(panel_b + b_panel(depths) + i * share, share);
         }
+        if (last)
+          prefetch_target(epilogue_, rows_.first(i0 + i), rows_.count(i0 + i), (j0 + j) * C, 0);
+        T* const target = tile(i0 + i, j0 + j);
+        find_micro_kernel<T>(rows_.count(i0 + i), this->columns(j0 + j))(
+            depth, panel_a, panel_b, target, accumulate || d > 0);
+        if (last) finished(target, i0 + i, j0 + j);
       }
     }
   }
+
+  static void prefetch(const T* first, int64_t count) {
+    for (int64_t e = 0; e < count; e += 64 / static_cast<int64_t>(sizeof(T)))
+      __builtin_prefetch(first + e);
+  }
+  // Lets an epilogue that can (that has `prefetch`) fetch what it will write, while the last sums
+  // run.
+  template <class E>
+  static auto prefetch_target(const E& epilogue, int64_t row, int rows, int64_t column, int)
+      -> decltype(epilogue.prefetch(row, rows, column)) {
+    epilogue.prefetch(row, rows, column);
+  }
+  static void prefetch_target(const Epilogue&, int64_t, int, int64_t, long) {}
 
   void emit(const T* tile, int64_t i, int64_t j) const {
     epilogue_(tile, rows_.first(i), rows_.count(i), j * C, columns(j));

@@ -20,33 +20,46 @@ namespace {
 //   Vector<T> operator()(int64_t row, int64_t column, int count) const
 // with lanes `count` and up 0.
 
-// The panel runs along the loader's rows: blocks are transposed in registers. The highest rows go
-// first, since a WIDTH that is not a multiple of L lets them spill over the lowest of the next
-// depth.
+// One block of at most L rows and L columns, transposed in registers. `height` is how many rows of
+// the panel it covers.
+template <class T, int WIDTH, class Loader>
+inline void pack_whole_block(const Loader& loader, T* target, int64_t row, int64_t column,
+                             int height) {
+  constexpr int L = lanes<T>;
+  Vector<T> block[L];
+#pragma GCC unroll 16
+  for (int r = 0; r < L; ++r) block[r] = r < height ? loader(row + r, column, L) : Vector<T>{};
+  transpose(block);
+#pragma GCC unroll 16
+  for (int l = 0; l < L; ++l) store(target + l * WIDTH, block[l]);
+}
+template <class T, int WIDTH, class Loader>
+__attribute__((noinline)) void pack_partial_block(const Loader& loader, T* target, int64_t row,
+                                                  int rows, int64_t column, int columns) {
+  Vector<T> block[lanes<T>] = {};
+  for (int r = 0; r < rows; ++r) block[r] = loader(row + r, column, columns);
+  transpose(block);
+  for (int l = 0; l < columns; ++l) store(target + l * WIDTH, block[l]);
+}
+
+// The panel runs along the loader's rows. The highest rows go first, since a WIDTH that is not a
+// multiple of L lets them spill over the lowest of the next depth.
 template <class T, int WIDTH, class Loader>
 void pack_transposed(const Loader& loader, T* panel, int64_t first, int count, int64_t depth,
                      int depths) {
   constexpr int L = lanes<T>;
 #pragma GCC unroll 4
   for (int base = (WIDTH - 1) / L * L; base >= 0; base -= L) {
-    const int rows_max = WIDTH - base < L ? WIDTH - base : L;
-    const int rows = count - base < rows_max ? count - base : rows_max;
-    for (int d = 0; d < depths; d += L) {
-      const int valid = depths - d < L ? depths - d : L;
-      Vector<T> block[L] = {};
-      T* target = panel + static_cast<int64_t>(d) * WIDTH + base;
-      if (rows == rows_max && valid == L) {
-#pragma GCC unroll 16
-        for (int r = 0; r < rows_max; ++r) block[r] = loader(first + base + r, depth + d, L);
-        transpose(block);
-#pragma GCC unroll 16
-        for (int l = 0; l < L; ++l) store(target + l * WIDTH, block[l]);
-      } else {
-        for (int r = 0; r < rows; ++r) block[r] = loader(first + base + r, depth + d, valid);
-        transpose(block);
-        for (int l = 0; l < valid; ++l) store(target + l * WIDTH, block[l]);
-      }
-    }
+    const int height = WIDTH - base < L ? WIDTH - base : L;
+    const int rows = count - base < height ? count - base : height;
+    int d = 0;
+    if (rows == height)
+      for (; d + L <= depths; d += L)
+        pack_whole_block<T, WIDTH>(loader, panel + d * WIDTH + base, first + base, depth + d,
+                                   height);
+    for (; d < depths; d += L)
+      pack_partial_block<T, WIDTH>(loader, panel + d * WIDTH + base, first + base, rows, depth + d,
+                                   depths - d < L ? depths - d : L);
   }
 }
 
@@ -68,18 +81,27 @@ void pack_rows(const Loader& loader, T* panel, int64_t first, int count, int64_t
   }
 }
 
-// A strided matrix of any element type.
-template <class T, class Source>
+// A matrix of any element type. Where CONTIGUOUS, its columns are; it then asks the caches for what
+// lies `ahead` elements further.
+template <class T, class Source, bool CONTIGUOUS>
 struct MatrixLoader {
   const Source* data;
-  int64_t row_stride, column_stride;
+  int64_t row_stride, column_stride, ahead;
 
   Vector<T> operator()(int64_t row, int64_t column, int count) const {
-    const Source* source = data + row * row_stride + column * column_stride;
-    if (column_stride != 1) return gather(source, column_stride, count);
-    return count == lanes<T> ? load(source) : load(source, count);
+    const Source* source = data + row * row_stride;
+    if constexpr (CONTIGUOUS) {
+      __builtin_prefetch(source + column + ahead);
+      return count == lanes<T> ? load(source + column) : load(source + column, count);
+    } else {
+      return gather(source + column * column_stride, column_stride, count);
+    }
   }
 };
+
+// How far packing looks ahead: along a row in bytes, across rows in rows.
+constexpr int64_t ahead_bytes = 256;
+constexpr int64_t ahead_rows = 8;
 
 // operand(i, d) = data[i * stride + d * depth_stride], i < extent.
 template <class T, class Source>
@@ -90,11 +112,14 @@ struct Matrix {
   template <int WIDTH>
   void pack(T* panel, int64_t first, int count, int64_t depth, int depths) const {
     if (stride == 1) {
-      const MatrixLoader<T, Source> loader{data, depth_stride, 1};
-      pack_rows<T, WIDTH>(loader, panel, first, count, depth, depths, extent);
+      const MatrixLoader<T, Source, true> rows{data, depth_stride, 1, ahead_rows * depth_stride};
+      pack_rows<T, WIDTH>(rows, panel, first, count, depth, depths, extent);
+    } else if (depth_stride == 1) {
+      const MatrixLoader<T, Source, true> rows{data, stride, 1, ahead_bytes / sizeof(Source)};
+      pack_transposed<T, WIDTH>(rows, panel, first, count, depth, depths);
     } else {
-      const MatrixLoader<T, Source> loader{data, stride, depth_stride};
-      pack_transposed<T, WIDTH>(loader, panel, first, count, depth, depths);
+      const MatrixLoader<T, Source, false> rows{data, stride, depth_stride, 0};
+      pack_transposed<T, WIDTH>(rows, panel, first, count, depth, depths);
     }
   }
   template <int WIDTH>
