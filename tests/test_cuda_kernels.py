@@ -14,6 +14,8 @@ from host_shim.build import build
 from lamina.activations import ACTIVATIONS
 from lamina.layers.dynamic_routing import reference as routing_reference
 from lamina.layers.routing_pass import reference as routing_pass_reference
+from lamina.layers.squash import KINDS as SQUASHES
+from lamina.layers.squash import reference as squash_reference
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -506,3 +508,18 @@ def test_conv2d_without_activation(machine, channels_last) -> None:
     assert_near(grads[2], grad.double().sum((0, 2, 3)), torch.float32)
     assert torch.equal(grads[3], grad)
     assert grads[3].data_ptr() != grad.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", SQUASHES)
+@pytest.mark.parametrize("shape", [(3, 5, 8), (7, 3), (1,), (40, 1), (2, 100), (0, 4), (4, 0)])
+def test_squash(machine, dtype, kind, shape) -> None:
+    eps = 0.0 if kind == "exact" else 1e-2
+    s, grad = (torch.randn(shape, dtype=dtype, device=machine.device) for _ in range(2))
+    if s.dim() > 1 and s.numel():
+        s[0] = 0
+    leaf = s.double().clone().requires_grad_()
+    exact = squash_reference(leaf, kind, eps)
+    assert_near(machine.ops.squash_forward(s, kind, eps), exact.detach(), dtype)
+    got = machine.ops.squash_backward(grad, s, kind, eps)
+    assert_near(got, torch.autograd.grad(exact, leaf, grad.double())[0], dtype)

@@ -133,14 +133,14 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight,
   const Tensor saved = save_z      ? torch::stable::empty_like(output)
                        : save_mask ? empty_bytes(input, {rows, ceil_div<int64_t>(bits, 8)})
                                    : empty_bytes(input, {0});
-  const MaybeTensor b = bias ? torch::stable::contiguous(*bias) : bias;
-  const MaybeTensor added =
-      residual ? torch::stable::contiguous(*residual, format(channels_last)) : residual;
-  conv.run(
-      channels_last_of(input), conv.forward, weight, false,
-      {call.pointer(output), b ? call.pointer(*b) : nullptr, added ? call.pointer(*added) : nullptr,
-       activation, parameter, save_mask ? call.pointer<uint8_t>(saved) : nullptr,
-       save_z ? call.pointer(saved) : nullptr, channels_last});
+  Tensor b, added;
+  if (bias) b = torch::stable::contiguous(*bias);
+  if (residual) added = torch::stable::contiguous(*residual, format(channels_last));
+  conv.run(channels_last_of(input), conv.forward, weight, false,
+           {call.pointer(output), bias ? call.pointer(b) : nullptr,
+            residual ? call.pointer(added) : nullptr, activation, parameter,
+            save_mask ? call.pointer<uint8_t>(saved) : nullptr,
+            save_z ? call.pointer(saved) : nullptr, channels_last});
   call.check();
   return {output, saved};
 }

@@ -109,9 +109,10 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight,
   const Tensor saved = save_z      ? torch::stable::empty_like(output)
                        : save_mask ? empty_bytes(input, {x.rows, ceil_div<int64_t>(w.rows, 8)})
                                    : empty_bytes(input, {0});
-  const std::optional<Tensor> b = bias ? torch::stable::contiguous(*bias) : bias;
+  Tensor b;
+  if (bias) b = torch::stable::contiguous(*bias);
   const LinearOutputs outputs{call.pointer(output),
-                              b ? call.pointer(*b) : nullptr,
+                              bias ? call.pointer(b) : nullptr,
                               activation,
                               parameter,
                               save_mask ? call.pointer<uint8_t>(saved) : nullptr,
