@@ -24,7 +24,7 @@ from lamina.info import device_name
 from lamina.spec import Sample, Spec, Workload, specs
 
 LAMINA = "lamina"
-SHORTEST, LONGEST = 0.5, 10.0  # seconds of timing for one case, whatever the budget
+SHORTEST, LONGEST = 2.0, 10.0  # seconds of timing for one case, whatever the budget
 PEER_SLACK = 10  # A peer is wrong where its error is so many times what Lamina is allowed.
 
 

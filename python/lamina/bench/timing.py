@@ -116,7 +116,8 @@ def copies_beyond_cache(sample: Sample) -> list[Sample]:
 def gpu_timer(steps: list[Step]) -> tuple[Timer, str]:
     """Seconds a call on the GPU: replays of a CUDA graph of all steps, "graph", or plain launches.
 
-    Launches ("events") are for calls that can't be captured; below some 100 µs they time the host.
+    Launches ("events") are for steps that can't be captured, and for those with a `prepare`, whose
+    tensors would be freed under the graph; below some 100 µs a call they time the host.
     """
 
     def prepare() -> None:
@@ -128,23 +129,15 @@ def gpu_timer(steps: list[Step]) -> tuple[Timer, str]:
         for step in steps:
             step.run()
 
-    for _ in range(3):
+    for _ in range(3):  # Compiles, autotunes, and makes what a capture must not allocate.
         prepare()
         launch()
     torch.cuda.synchronize()
-    run, kind, between = launch, "events", prepare
-    graph = torch.cuda.CUDAGraph()
-    try:
-        prepare()
-        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-            launch()
-        run, kind, between = graph.replay, "graph", None
-    except RuntimeError:
-        torch.cuda.synchronize()
+    graph = None if steps[0].prepare else _captured(launch)
+    run = graph.replay if graph else launch
 
     def measure() -> float:
-        if between:
-            between()
+        prepare()
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         run()
@@ -153,7 +146,18 @@ def gpu_timer(steps: list[Step]) -> tuple[Timer, str]:
         return begin.elapsed_time(end) / 1e3 / len(steps)
 
     measure()
-    return measure, kind
+    return measure, "graph" if graph else "events"
+
+
+def _captured(launch: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+            launch()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return None
+    return graph
 
 
 def interleave(timers: dict[str, Timer], first: str, seconds: float) -> dict[str, dict[int, float]]:
