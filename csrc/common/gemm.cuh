@@ -10,9 +10,10 @@
 // C[i, j] = sum over k of A(i, k) B(j, k), with whatever an epilogue does to C.
 //
 // A block computes one tile of C. Its parts are exchangeable:
-//   an Operand knows where A(outer, k) lies, and fetches a tile of it into shared memory;
-//   a Math multiplies two tiles and keeps the sums: TensorCore for 16-bit types, Simt for f32, f64;
-//   an Epilogue takes eight neighbouring sums of a row and stores what it makes of them.
+//   an Operand knows where A(outer, k) lies; its fetcher(first) brings tiles of the rows from
+//   `first` on into shared memory, step by step, and keeps what a thread needs from one step to the
+//   next; a Math multiplies two tiles and keeps the sums: TensorCore for 16-bit types, Simt for
+//   f32, f64; an Epilogue takes eight neighbouring sums of a row and stores what it makes of them.
 // Operands and epilogues are told with select(group) which of several products they serve.
 // Tiles are fetched a few steps ahead in the background (cp.async), one barrier a step. Where C has
 // too few tiles to fill a GPU, K is split: each block stores its partial sums, and a second kernel
@@ -42,16 +43,38 @@ struct SwizzledTile {
     return elements + (line * line_chunks + place) * chunk_size;
   }
 
-  // The 16 x 16 part from (first, k) on as four 8 x 8 matrices: the upper and lower half of k = 0
-  // .. 7, then of k = 8 .. 15. That is the A operand of mma_16x8x16, and two B operands.
-  __device__ void load_fragment(uint32_t (&fragment)[4], int first, int k) {
+  // The 16 x 16 part from (first, k) on as four 8 x 8 matrices, in the order that mma_16x8x16 takes
+  // them: as an A operand, all of k = 0 .. 7 before k = 8 .. 15; as two B operands, one after the
+  // other.
+  __device__ void load_a(uint32_t (&fragment)[4], int first, int k) {
     const int lane = threadIdx.x % 32;
-    const int row = lane % 8, half = lane / 8 % 2, k_half = lane / 16;
-    if constexpr (major == Major::depth)
-      ldmatrix_x4(fragment, chunk(first + row + 8 * half, k / 8 + k_half));
-    else
-      ldmatrix_x4_trans(fragment, chunk(k + row + 8 * k_half, first / 8 + half));
+    load(fragment, first + lane / 8 % 2 * 8, k + lane / 16 * 8);
   }
+  __device__ void load_b(uint32_t (&first_fragment)[2], uint32_t (&second_fragment)[2], int first,
+                         int k) {
+    const int lane = threadIdx.x % 32;
+    uint32_t fragment[4];
+    load(fragment, first + lane / 16 * 8, k + lane / 8 % 2 * 8);
+    first_fragment[0] = fragment[0], first_fragment[1] = fragment[1];
+    second_fragment[0] = fragment[2], second_fragment[1] = fragment[3];
+  }
+
+ private:
+  // This lane's row is row lane % 8 of the 8 x 8 matrix at (first, k).
+  __device__ void load(uint32_t (&fragment)[4], int first, int k) {
+    const int row = threadIdx.x % 8;
+    if constexpr (major == Major::depth)
+      ldmatrix_x4(fragment, chunk(first + row, k / chunk_size));
+    else
+      ldmatrix_x4_trans(fragment, chunk(k + row, first / chunk_size));
+  }
+};
+
+// The chunks of a tile that a thread fetches: one place in `count` lines, `step` lines apart.
+template <class Tile, int threads>
+struct ChunkOf {
+  static constexpr int step = threads / Tile::line_chunks, count = Tile::lines / step;
+  int line = threadIdx.x / Tile::line_chunks, index = threadIdx.x % Tile::line_chunks;
 };
 
 // A matrix in memory, `stride` elements between its lines. If `aligned`, lines start on multiples
@@ -71,27 +94,35 @@ struct MatrixOperand {
   __device__ void select(int group) { data += group * outer * stride; }
 
   template <int threads>
-  __device__ void fetch(Tile& tile, int64_t first, int64_t k, int64_t k_end) const {
-    constexpr bool by_depth = major == Major::depth;
-    const int64_t line_begin = by_depth ? first : k, line_end = by_depth ? outer : k_end;
-    const int64_t begin = by_depth ? k : first, end = by_depth ? k_end : outer;
-#pragma unroll
-    for (int i = threadIdx.x; i < Tile::lines * Tile::line_chunks; i += threads) {
-      const int line = i / Tile::line_chunks, index = i % Tile::line_chunks;
-      const int64_t from = begin + index * Tile::chunk_size;
-      const int64_t left = line_begin + line < line_end ? end - from : 0;
+  __device__ auto fetcher(int64_t first) const {
+    return [=, *this, mine = ChunkOf<Tile, threads>()](Tile& tile, int64_t k, int64_t k_end) {
+      constexpr bool by_depth = major == Major::depth;
+      const int64_t line_begin = (by_depth ? first : k) + mine.line;
+      const int64_t line_end = by_depth ? outer : k_end;
+      const int64_t from = (by_depth ? k : first) + mine.index * Tile::chunk_size;
+      const int64_t left = (by_depth ? k_end : outer) - from;
       const int count = left <= 0 ? 0 : left < Tile::chunk_size ? static_cast<int>(left) : 8;
-      const T* source = count ? data + (line_begin + line) * stride + from : data;
+      const T* source = data + line_begin * stride + from;
       if (aligned) {
-        cp_async<16>(tile.chunk(line, index), source, count * static_cast<int>(sizeof(T)));
-        continue;
-      }
-      Pack<T> pack;
 #pragma unroll
-      for (int j = 0; j < Tile::chunk_size; ++j)
-        pack.values[j] = j < count ? source[j] : narrow<T>(0);
-      store_pack(tile.chunk(line, index), pack);
-    }
+        for (int n = 0; n < mine.count; ++n) {
+          const bool exists = count && line_begin + n * mine.step < line_end;
+          cp_async<16>(tile.chunk(mine.line + n * mine.step, mine.index),
+                       exists ? source + n * mine.step * stride : data,
+                       exists ? count * static_cast<int>(sizeof(T)) : 0);
+        }
+        return;
+      }
+#pragma unroll 1
+      for (int n = 0; n < mine.count; ++n, source += mine.step * stride) {
+        const bool exists = line_begin + n * mine.step < line_end;
+        Pack<T> pack;
+#pragma unroll
+        for (int j = 0; j < Tile::chunk_size; ++j)
+          pack.values[j] = exists && j < count ? source[j] : narrow<T>(0);
+        store_pack(tile.chunk(mine.line + n * mine.step, mine.index), pack);
+      }
+    };
   }
 };
 
@@ -113,18 +144,15 @@ struct TensorCore {
   __device__ void multiply(TileA& a, TileB& b) {
 #pragma unroll
     for (int k = 0; k < depth; k += 16) {
-      uint32_t a_part[4][4], b_part[4][4];
+      uint32_t a_part[4][4], b_part[8][2];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) a.load_fragment(a_part[i], warp_row() + 16 * i, k);
+      for (int i = 0; i < 4; ++i) a.load_a(a_part[i], warp_row() + 16 * i, k);
 #pragma unroll
-      for (int j = 0; j < 4; ++j) b.load_fragment(b_part[j], warp_column() + 16 * j, k);
+      for (int j = 0; j < 8; j += 2) b.load_b(b_part[j], b_part[j + 1], warp_column() + 8 * j, k);
 #pragma unroll
       for (int i = 0; i < 4; ++i)
 #pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          const uint32_t b_fragment[2] = {b_part[j / 2][j % 2], b_part[j / 2][j % 2 + 2]};
-          mma_16x8x16<T>(sums[i][j], a_part[i], b_fragment);
-        }
+        for (int j = 0; j < 8; ++j) mma_16x8x16<T>(sums[i][j], a_part[i], b_part[j]);
     }
   }
 
@@ -162,17 +190,21 @@ struct StridedOperand {
   __device__ void select(int group) { data += group * outer * outer_stride; }
 
   template <int threads>
-  __device__ void fetch(Tile& tile, int64_t first, int64_t k, int64_t k_end) const {
-    // Neighbouring threads take neighbours in memory.
-    const bool along_depth = depth_stride == 1;
-#pragma unroll
-    for (int i = threadIdx.x; i < Tile::outer * Tile::depth; i += threads) {
-      const int o = along_depth ? i / Tile::depth : i % Tile::outer;
-      const int d = along_depth ? i % Tile::depth : i / Tile::outer;
-      const bool exists = first + o < outer && k + d < k_end;
-      const T* source = exists ? data + (first + o) * outer_stride + (k + d) * depth_stride : data;
-      cp_async<sizeof(T)>(&tile.elements[d][o], source, exists ? sizeof(T) : 0);
-    }
+  __device__ auto fetcher(int64_t first) const {
+    return [=, *this](Tile& tile, int64_t k, int64_t k_end) {
+      // Neighbouring threads take neighbours in memory.
+      const bool along_depth = depth_stride == 1;
+#pragma unroll 4
+      for (int n = 0; n < Tile::outer * Tile::depth / threads; ++n) {
+        const int i = threadIdx.x + n * threads;
+        const int o = along_depth ? i / Tile::depth : i % Tile::outer;
+        const int d = along_depth ? i % Tile::depth : i / Tile::outer;
+        const bool exists = first + o < outer && k + d < k_end;
+        const T* source =
+            exists ? data + (first + o) * outer_stride + (k + d) * depth_stride : data;
+        cp_async<sizeof(T)>(&tile.elements[d][o], source, exists ? sizeof(T) : 0);
+      }
+    };
   }
 };
 
@@ -274,13 +306,15 @@ __global__ void __launch_bounds__(Math::threads, Math::blocks_per_multiprocessor
       k_begin + plan.split_depth < plan.depth ? k_begin + plan.split_depth : plan.depth;
   const int steps = static_cast<int>(ceil_div<int64_t>(k_end - k_begin, Math::depth));
 
+  const auto fetch_a = a.template fetcher<Math::threads>(row);
+  const auto fetch_b = b.template fetcher<Math::threads>(column);
   // Groups of copies are closed even when empty: the wait counts them.
   const auto fetch = [&](int step) {
     if (step < steps) {
       auto& stage = shared.stages[step % Math::stages];
       const int64_t k = k_begin + int64_t{step} * Math::depth;
-      a.template fetch<Math::threads>(stage.a, row, k, k_end);
-      b.template fetch<Math::threads>(stage.b, column, k, k_end);
+      fetch_a(stage.a, k, k_end);
+      fetch_b(stage.b, k, k_end);
     }
     cp_async_commit();
   };

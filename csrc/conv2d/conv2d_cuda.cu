@@ -60,18 +60,34 @@ struct Columns {
             static_cast<int>(p % grid_width)};
   }
 
+  struct Tap {
+    int row, column, channel;
+  };
+  __device__ Tap tap(int n) const {
+    const int place = n / channels;
+    return {place / taps.horizontal.taps, place % taps.horizontal.taps, n % channels};
+  }
+
+  __device__ void advance(Tap& tap) const {
+    if (++tap.channel < channels) return;
+    tap.channel = 0;
+    if (++tap.column < taps.horizontal.taps) return;
+    tap.column = 0;
+    ++tap.row;
+  }
+
   // Null where the tap reads padding.
-  __device__ const T* at(const Pixel& pixel, int n) const {
-    const int tap = n / channels, channel = n % channels;
-    const int row = read_place(taps.vertical, pixel.y, tap / taps.horizontal.taps, height);
-    const int column = read_place(taps.horizontal, pixel.x, tap % taps.horizontal.taps, width);
+  __device__ const T* at(const Pixel& pixel, const Tap& tap) const {
+    const int row = read_place(taps.vertical, pixel.y, tap.row, height);
+    const int column = read_place(taps.horizontal, pixel.x, tap.column, width);
     if (row < 0 || column < 0) return nullptr;
-    return pixel.image + (row * width + column) * pixel_stride + channel;
+    return pixel.image + (row * width + column) * pixel_stride + tap.channel;
   }
 };
 
-// Columns as an operand of the tensor cores: lines are pixels, which are the outer index of the
-// forward pass and the depth of the gradient of the filters.
+// Columns as an operand of the tensor cores. The lines of a tile are pixels: either the outer index
+// (forward), and each thread's pixels are the same at every step, or the depth (gradient of the
+// filters), and its tap is.
 template <typename T, Major major>
 struct ColumnsOperand {
   using Tile = SwizzledTile<T, major>;
@@ -86,30 +102,54 @@ struct ColumnsOperand {
   __device__ void select(int group) { columns.select(group); }
 
   template <int threads>
-  __device__ void fetch(Tile& tile, int64_t first, int64_t k, int64_t k_end) const {
+  __device__ auto fetcher(int64_t first) const {
     constexpr bool by_depth = major == Major::depth;
-    const int64_t pixel_begin = by_depth ? first : k, begin = by_depth ? k : first;
-    const int64_t pixel_end = by_depth ? columns.pixels : k_end;
-    const int64_t end = by_depth ? k_end : columns.size();
+    using Mine = ChunkOf<Tile, threads>;
+    struct Known {
+      typename Columns<T>::Pixel pixels[by_depth ? Mine::count : 1];
+      typename Columns<T>::Tap tap;
+    };
+    Known known;
+    const Mine mine;
+    if constexpr (by_depth) {
 #pragma unroll
-    for (int i = threadIdx.x; i < Tile::lines * Tile::line_chunks; i += threads) {
-      const int line = i / Tile::line_chunks, index = i % Tile::line_chunks;
-      const int n = static_cast<int>(begin) + index * Tile::chunk_size;
-      const bool exists = pixel_begin + line < pixel_end && n < end;
-      const auto pixel = columns.pixel(exists ? pixel_begin + line : 0);
-      if (aligned) {
-        const T* source = exists ? columns.at(pixel, n) : nullptr;
-        cp_async<16>(tile.chunk(line, index), source ? source : columns.data, source ? 16 : 0);
-        continue;
-      }
-      Pack<T> pack;
-#pragma unroll
-      for (int j = 0; j < Tile::chunk_size; ++j) {
-        const T* source = exists && n + j < end ? columns.at(pixel, n + j) : nullptr;
-        pack.values[j] = source ? *source : narrow<T>(0);
-      }
-      store_pack(tile.chunk(line, index), pack);
+      for (int n = 0; n < Mine::count; ++n)
+        known.pixels[n] = columns.pixel(first + mine.line + n * Mine::step);
+    } else {
+      known.tap = columns.tap(static_cast<int>(first) + mine.index * Tile::chunk_size);
     }
+    return [=, *this](Tile& tile, int64_t k, int64_t k_end) {
+      const int64_t pixel_begin = (by_depth ? first : k) + mine.line;
+      const int64_t pixel_end = by_depth ? columns.pixels : k_end;
+      const int begin = static_cast<int>(by_depth ? k : first) + mine.index * Tile::chunk_size;
+      const int end = static_cast<int>(by_depth ? k_end : columns.size());
+      const auto first_tap = by_depth ? columns.tap(begin) : known.tap;
+      if (aligned) {
+#pragma unroll
+        for (int n = 0; n < Mine::count; ++n) {
+          const int64_t p = pixel_begin + n * Mine::step;
+          const auto pixel = by_depth ? known.pixels[by_depth ? n : 0] : columns.pixel(p);
+          const T* source = p < pixel_end && begin < end ? columns.at(pixel, first_tap) : nullptr;
+          cp_async<16>(tile.chunk(mine.line + n * Mine::step, mine.index),
+                       source ? source : columns.data, source ? 16 : 0);
+        }
+        return;
+      }
+#pragma unroll 1
+      for (int n = 0; n < Mine::count; ++n) {
+        const int64_t p = pixel_begin + n * Mine::step;
+        const auto pixel = columns.pixel(p);
+        auto tap = first_tap;
+        Pack<T> pack;
+#pragma unroll
+        for (int j = 0; j < Tile::chunk_size; ++j, columns.advance(tap)) {
+          const bool exists = p < pixel_end && begin + j < end;
+          const T* source = exists ? columns.at(pixel, tap) : nullptr;
+          pack.values[j] = source ? *source : narrow<T>(0);
+        }
+        store_pack(tile.chunk(mine.line + n * Mine::step, mine.index), pack);
+      }
+    };
   }
 };
 
@@ -123,19 +163,24 @@ struct StridedColumns {
   __device__ void select(int group) { columns.select(group); }
 
   template <int threads>
-  __device__ void fetch(Tile& tile, int64_t first, int64_t k, int64_t k_end) const {
-    constexpr bool by_depth = major == Major::depth;
-    // Neighbouring threads take neighbours in memory: channels of a pixel.
-    for (int i = threadIdx.x; i < Tile::outer * Tile::depth; i += threads) {
-      const int o = by_depth ? i / Tile::depth : i % Tile::outer;
-      const int d = by_depth ? i % Tile::depth : i / Tile::outer;
-      const int64_t p = by_depth ? first + o : k + d, n = by_depth ? k + d : first + o;
-      const bool exists =
-          by_depth ? p < columns.pixels && n < k_end : p < k_end && n < columns.size();
-      const T* source = exists ? columns.at(columns.pixel(p), static_cast<int>(n)) : nullptr;
-      cp_async<sizeof(T)>(&tile.elements[d][o], source ? source : columns.data,
-                          source ? sizeof(T) : 0);
-    }
+  __device__ auto fetcher(int64_t first) const {
+    return [=, *this](Tile& tile, int64_t k, int64_t k_end) {
+      constexpr bool by_depth = major == Major::depth;
+      // Neighbouring threads take neighbours in memory: channels of a pixel.
+#pragma unroll 2
+      for (int n = 0; n < Tile::outer * Tile::depth / threads; ++n) {
+        const int i = threadIdx.x + n * threads;
+        const int o = by_depth ? i / Tile::depth : i % Tile::outer;
+        const int d = by_depth ? i % Tile::depth : i / Tile::outer;
+        const int64_t p = by_depth ? first + o : k + d, column = by_depth ? k + d : first + o;
+        const bool exists =
+            p < (by_depth ? columns.pixels : k_end) && column < (by_depth ? k_end : columns.size());
+        const T* source =
+            exists ? columns.at(columns.pixel(p), columns.tap(static_cast<int>(column))) : nullptr;
+        cp_async<sizeof(T)>(&tile.elements[d][o], source ? source : columns.data,
+                            source ? sizeof(T) : 0);
+      }
+    };
   }
 };
 
@@ -295,7 +340,7 @@ __global__ void __launch_bounds__(block_threads)
     const int64_t first_channel = out / group_outs * columns.channels;
     const T* filter = static_cast<const T*>(filters.data) + out * filters.stride;
     for (int n = 0; n < columns.size(); ++n)
-      if (const T* source = columns.at(pixel, n))
+      if (const T* source = columns.at(pixel, columns.tap(n)))
         sums[i] += widen(source[first_channel]) * widen(filter[n]);
   }
   epilogue(row, column, sums);
@@ -316,7 +361,7 @@ __global__ void __launch_bounds__(block_threads)
   const int64_t end = begin + run < columns.pixels ? begin + run : columns.pixels;
   Number sum = 0;
   for (int64_t p = begin; p < end; ++p)
-    if (const T* source = columns.at(columns.pixel(p), static_cast<int>(n)))
+    if (const T* source = columns.at(columns.pixel(p), columns.tap(static_cast<int>(n))))
       sum += widen(source[first_channel]) * widen(grad_z[p * filters.outs + out]);
   partial[(blockIdx.y * filters.outs + out) * filters.stride + n] = sum;
 }
