@@ -18,11 +18,10 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& u, const Tensor& weight
   const CudaCall call(u);
   const RoutingSteps steps(call, u, weight, prior, mask, coupling_dim, leaky);
   const RoutingShape& shape = steps.shape();
-  const SquashKind kind = squash_kind(squash);
   const void* bias_data = bias ? steps.pointer(*bias) : nullptr;
   const Tensor links = steps.empty(shape.links());
   const Tensor sums = steps.empty(shape.vectors()), routed = steps.empty(shape.vectors());
-  void *c = steps.pointer(links), *s = steps.pointer(sums), *v = steps.pointer(routed);
+  void *c = steps.pointer(links), *v = steps.pointer(routed);
 
   Tensor output = steps.empty_vectors(), saved, couplings;
   if (save)
@@ -31,12 +30,18 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& u, const Tensor& weight
   for (int64_t t = 0; t < iterations; ++t) {
     const bool first = t == 0, last = t == iterations - 1;
     steps.couple(first ? nullptr : v, true, c);
-    steps.weighted_sum(c, bias_data, 1, false, s);
-    if (save) steps.vectors_out(s, steps.item(saved, t, shape.vectors()));
-    launch_squash_vectors(shape, kind, eps, s, last ? 1 : scale,
-                          accumulate && !first && !last ? v : nullptr, v, steps.stream());
+    const Tensor partial = steps.weighted_sum(c);
+    RoutingForwardStep to{bias_data, steps.pointer(sums), nullptr, nullptr, nullptr, nullptr,
+                          scale};
+    if (save) to.saved = steps.item(saved, t, shape.vectors());
+    if (last)
+      to.output = steps.pointer(output);
+    else
+      to.routed = v;
+    if (accumulate && !first) to.before = v;
+    launch_routing_forward_step(shape, {squash_kind(squash), eps}, steps.pointer(partial),
+                                routing_chunks(shape), to, steps.stream());
   }
-  steps.vectors_out(v, steps.pointer(output));
   if (return_couplings) {
     couplings = torch::stable::new_empty(u, {shape.batch, shape.in_capsules, shape.out_capsules});
     steps.links_out(c, steps.pointer(couplings));
@@ -53,7 +58,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   const CudaCall call(u);
   const RoutingSteps steps(call, u, weight, prior, mask, coupling_dim, leaky);
   const RoutingShape& shape = steps.shape();
-  const SquashKind kind = squash_kind(squash);
+  const RoutingSquash squashing{squash_kind(squash), eps};
   const int r = static_cast<int>(s.size(0));
   const bool need_bias = needs[2] && bias, need_prior = needs[3] && prior;
   const bool through_logits = !detach_votes || need_bias || need_prior;
@@ -73,24 +78,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
 
   const Tensor sums = steps.empty(r * shape.vectors()), grad_v = steps.empty(shape.vectors());
   const Tensor given = torch::stable::contiguous(s);
-  const auto sum = [&](int t) { return steps.item(sums, t - 1, shape.vectors()); };
-  for (int t = 1; t <= r; ++t) {
-    steps.vectors_in(steps.item(given, t - 1, shape.vectors()), sum(t));
-    if (t < r)
-      launch_squash_vectors(shape, kind, eps, sum(t), scale, accumulate ? v(t) : nullptr, v(t + 1),
-                            steps.stream());
-  }
   const Tensor contiguous_grad = torch::stable::contiguous(grad);
+  const auto sum = [&](int t) { return steps.item(sums, t - 1, shape.vectors()); };
+  steps.vectors_in(steps.pointer(given), steps.pointer(sums), r);
   steps.vectors_in(steps.pointer(contiguous_grad), steps.pointer(grad_v));
+  for (int t = 1; t < r; ++t)
+    launch_routing_forward_step(
+        shape, squashing, sum(t), 1,
+        {nullptr, sum(t), nullptr, nullptr, accumulate ? v(t) : nullptr, v(t + 1), scale},
+        steps.stream());
+  launch_routing_backward_step(shape, squashing, nullptr, 1, true, sum(r), steps.pointer(grad_v),
+                               grad_s(r), steps.stream());
   for (int t = r; t >= 1; --t) {
-    launch_squash_vectors_backward(shape, kind, eps, sum(t), steps.pointer(grad_v), grad_s(t),
-                                   steps.stream());
     const bool need_logits = t > 1 ? through_logits : need_prior;
     steps.couple(v(t), !need_logits, c(t));
     if (need_logits) steps.couple_backward(grad_s(t), c(t), beta(t));
-    if (!through_logits) break;
-    if (t > 1)
-      steps.weighted_sum(beta(t), nullptr, scale, accumulate && t < r, steps.pointer(grad_v));
+    if (t == 1 || !through_logits) break;
+    const Tensor partial = steps.weighted_sum(beta(t));
+    launch_routing_backward_step(shape, squashing, steps.pointer(partial), scale,
+                                 accumulate && t < r, sum(t - 1), steps.pointer(grad_v),
+                                 grad_s(t - 1), steps.stream());
   }
 
   Tensor grad_u, grad_weight, grad_bias, grad_prior;

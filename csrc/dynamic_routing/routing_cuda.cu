@@ -76,6 +76,8 @@ template <typename T>
 __global__ void __launch_bounds__(block_threads)
     transpose_kernel(const T* from, int64_t rows, int64_t columns, T* to) {
   auto& tile = shared_memory<TransposeTile<T>>();
+  from += blockIdx.y * rows * columns;
+  to += blockIdx.y * rows * columns;
   const int64_t column_tiles = ceil_div<int64_t>(columns, lanes);
   const int64_t row = blockIdx.x / column_tiles * lanes;
   const int64_t column = blockIdx.x % column_tiles * lanes;
@@ -286,19 +288,15 @@ __global__ void __launch_bounds__(block_threads)
     }
 }
 
-// result = keep result + scale sum of parts + bias, where bias has one element for `bias_run`
-// results.
 template <typename T>
 __global__ void __launch_bounds__(block_threads)
-    sum_kernel(const T* parts, int64_t count, int64_t size, const T* bias, int64_t bias_run,
-               T scale, bool keep, T* result) {
+    sum_kernel(const T* parts, int64_t count, int64_t size, T scale, T* result) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * block_threads + threadIdx.x;
   if (index >= size) return;
   T sum = 0;
 #pragma unroll 8
   for (int64_t n = 0; n < count; ++n) sum += parts[n * size + index];
-  sum = scale * sum + (bias ? bias[index / bias_run] : T(0));
-  result[index] = keep ? result[index] + sum : sum;
+  result[index] = scale * sum;
 }
 
 // One warp a row.
@@ -315,43 +313,86 @@ __global__ void __launch_bounds__(block_threads)
   if (row < rows && threadIdx.x == 0) result[row] = sum;
 }
 
+// What follows a weighted sum: its partial sums are added, and squash, or its derivative, makes of
+// them what the next step needs. A block takes one out-capsule of 32 samples, a warp every eighth
+// of its dimensions; the length of a vector is what the warps tell each other.
+template <typename T>
+struct VectorStep {
+  RoutingShape shape;
+  const T* parts;
+  int64_t count;
+  SquashKind kind;
+  T eps;
+
+  // step(e, position) for each dimension of this thread's sample, batch last.
+  template <typename Step>
+  __device__ void for_each(const Step& step) const {
+    if (sample() >= shape.batch) return;
+    for (int64_t e = threadIdx.y; e < shape.out_dim; e += warps)
+      step(e, (out() * shape.out_dim + e) * shape.batch + sample());
+  }
+  __device__ int64_t tiles() const { return ceil_div<int64_t>(shape.batch, lanes); }
+  __device__ int64_t out() const { return blockIdx.x / tiles(); }
+  __device__ int64_t sample() const { return blockIdx.x % tiles() * lanes + threadIdx.x; }
+  // The same element, batch first.
+  __device__ int64_t batch_first(int64_t e) const {
+    return (sample() * shape.out_capsules + out()) * shape.out_dim + e;
+  }
+
+  __device__ T sum(int64_t at) const {
+    T total = 0;
+#pragma unroll 8
+    for (int64_t n = 0; n < count; ++n) total += parts[n * shape.vectors() + at];
+    return total;
+  }
+};
+
+template <typename T>
+struct ForwardOutputs {
+  const T* bias;
+  T *s, *saved, *output;
+  const T* before;
+  T* routed;
+  T scale;
+};
+
 template <typename T>
 __global__ void __launch_bounds__(block_threads)
-    squash_vectors_kernel(RoutingShape shape, SquashKind kind, T eps, const T* s, T scale,
-                          const T* before, T* routed) {
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * block_threads + threadIdx.x;
-  const int64_t b = index % shape.batch, j = index / shape.batch;
-  if (j >= shape.out_capsules) return;
-  const int64_t first = j * shape.out_dim * shape.batch + b;
+    routing_forward_step_kernel(VectorStep<T> step, ForwardOutputs<T> to) {
+  auto& reduction = shared_memory<Reduction<T>>();
   T q = 0;
-  for (int64_t e = 0; e < shape.out_dim; ++e)
-    q += s[first + e * shape.batch] * s[first + e * shape.batch];
-  const T f = scale * squash_factors(kind, q, eps).f;
-  for (int64_t e = 0; e < shape.out_dim; ++e) {
-    const int64_t at = first + e * shape.batch;
-    routed[at] = (before ? before[at] : T(0)) + f * s[at];
-  }
+  step.for_each([&](int64_t e, int64_t at) {
+    const T s = step.sum(at) + (to.bias ? to.bias[step.out() * step.shape.out_dim + e] : T(0));
+    to.s[at] = s;
+    if (to.saved) to.saved[step.batch_first(e)] = s;
+    q += s * s;
+  });
+  q = reduction.across_warps(q, [](T x, T y) { return x + y; });
+  const T f = squash_factors(step.kind, q, step.eps).f;
+  step.for_each([&](int64_t e, int64_t at) {
+    const T v = f * to.s[at];
+    if (to.output) to.output[step.batch_first(e)] = v;
+    if (to.routed) to.routed[at] = (to.before ? to.before[at] : T(0)) + to.scale * v;
+  });
 }
 
 template <typename T>
 __global__ void __launch_bounds__(block_threads)
-    squash_vectors_backward_kernel(RoutingShape shape, SquashKind kind, T eps, const T* s,
-                                   const T* grad, T* grad_s) {
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * block_threads + threadIdx.x;
-  const int64_t b = index % shape.batch, j = index / shape.batch;
-  if (j >= shape.out_capsules) return;
-  const int64_t first = j * shape.out_dim * shape.batch + b;
+    routing_backward_step_kernel(VectorStep<T> step, T scale, bool keep, const T* s, T* grad_v,
+                                 T* grad_s) {
+  auto& reduction = shared_memory<Reduction<T>>();
   T q = 0, dot = 0;
-  for (int64_t e = 0; e < shape.out_dim; ++e) {
-    const int64_t at = first + e * shape.batch;
+  step.for_each([&](int64_t, int64_t at) {
+    if (step.parts) grad_v[at] = (keep ? grad_v[at] : T(0)) + scale * step.sum(at);
     q += s[at] * s[at];
-    dot += s[at] * grad[at];
-  }
-  const SquashFactors<T> factors = squash_factors(kind, q, eps);
-  for (int64_t e = 0; e < shape.out_dim; ++e) {
-    const int64_t at = first + e * shape.batch;
-    grad_s[at] = factors.f * grad[at] + factors.h * dot * s[at];
-  }
+    dot += s[at] * grad_v[at];
+  });
+  const auto add = [](T x, T y) { return x + y; };
+  q = reduction.across_warps(q, add);
+  dot = reduction.across_warps(dot, add);
+  const SquashFactors<T> factors = squash_factors(step.kind, q, step.eps);
+  step.for_each(
+      [&](int64_t, int64_t at) { grad_s[at] = factors.f * grad_v[at] + factors.h * dot * s[at]; });
 }
 
 // Elements e .. e + 7 of the gradient of the vote of i for j, in sample b.
@@ -468,13 +509,14 @@ int64_t routing_chunks(const RoutingShape& shape) {
   return ceil_div(shape.in_capsules, chunk_of(shape));
 }
 
-void launch_transpose(bool f64, const void* from, int64_t rows, int64_t columns, void* to,
-                      cudaStream_t stream) {
-  if (rows * columns == 0) return;
+void launch_transpose(bool f64, const void* from, int64_t count, int64_t rows, int64_t columns,
+                      void* to, cudaStream_t stream) {
+  if (count * rows * columns == 0) return;
   with_type(f64, [&](auto zero) {
     using T = decltype(zero);
-    const auto blocks =
-        static_cast<unsigned>(ceil_div<int64_t>(rows, lanes) * ceil_div<int64_t>(columns, lanes));
+    const dim3 blocks(
+        static_cast<unsigned>(ceil_div<int64_t>(rows, lanes) * ceil_div<int64_t>(columns, lanes)),
+        static_cast<unsigned>(count));
     LAMINA_LAUNCH(transpose_kernel<T>, blocks, block, sizeof(TransposeTile<T>), stream,
                   static_cast<const T*>(from), rows, columns, static_cast<T*>(to));
   });
@@ -541,58 +583,55 @@ void launch_routing_softmax_backward(const RoutingShape& shape, bool over_in,
   });
 }
 
+void launch_weighted_sum(const RoutingShape& shape, const void* u, const void* weight,
+                         const void* links, void* partial, cudaStream_t stream) {
+  const int64_t chunks = routing_chunks(shape);
+  if (chunks * shape.vectors() == 0) return;
+  with_type(shape.f64, [&](auto zero) {
+    using T = decltype(zero);
+    const int64_t tasks = chunks * shape.out_capsules * (shape.padded_out() / octet);
+    LAMINA_LAUNCH(weighted_sum_kernel<T>, place_blocks(tasks, shape.batch, group), block, 0, stream,
+                  shape, static_cast<const T*>(u), static_cast<const T*>(weight),
+                  static_cast<const T*>(links), chunk_of(shape), static_cast<T*>(partial));
+  });
+}
+
 namespace {
 
-template <typename T>
-void launch_typed_sum(const T* parts, int64_t count, int64_t size, const T* bias, int64_t bias_run,
-                      double scale, bool keep, T* result, cudaStream_t stream) {
-  if (size == 0) return;
-  LAMINA_LAUNCH(sum_kernel<T>, blocks_for(size, block_threads), block_threads, 0, stream, parts,
-                count, size, bias, bias_run, static_cast<T>(scale), keep, result);
+unsigned vector_blocks(const RoutingShape& shape) {
+  return static_cast<unsigned>(shape.out_capsules * ceil_div<int64_t>(shape.batch, lanes));
 }
 
 }  // namespace
 
-void launch_weighted_sum(const RoutingShape& shape, const void* u, const void* weight,
-                         const void* links, const void* bias, double scale, bool keep,
-                         void* partial, void* result, cudaStream_t stream) {
+void launch_routing_forward_step(const RoutingShape& shape, const RoutingSquash& squash,
+                                 const void* partial, int64_t count, const RoutingForwardStep& to,
+                                 cudaStream_t stream) {
   if (shape.vectors() == 0) return;
   with_type(shape.f64, [&](auto zero) {
     using T = decltype(zero);
-    const int64_t chunks = routing_chunks(shape);
-    const int64_t tasks = chunks * shape.out_capsules * (shape.padded_out() / octet);
-    if (chunks > 0)
-      LAMINA_LAUNCH(weighted_sum_kernel<T>, place_blocks(tasks, shape.batch, group), block, 0,
-                    stream, shape, static_cast<const T*>(u), static_cast<const T*>(weight),
-                    static_cast<const T*>(links), chunk_of(shape), static_cast<T*>(partial));
-    launch_typed_sum(static_cast<const T*>(partial), chunks, shape.vectors(),
-                     static_cast<const T*>(bias), shape.batch, scale, keep, static_cast<T*>(result),
-                     stream);
+    const VectorStep<T> step{shape, static_cast<const T*>(partial), count, squash.kind,
+                             static_cast<T>(squash.eps)};
+    const ForwardOutputs<T> outputs{static_cast<const T*>(to.bias),   static_cast<T*>(to.s),
+                                    static_cast<T*>(to.saved),        static_cast<T*>(to.output),
+                                    static_cast<const T*>(to.before), static_cast<T*>(to.routed),
+                                    static_cast<T>(to.scale)};
+    LAMINA_LAUNCH(routing_forward_step_kernel<T>, vector_blocks(shape), block, sizeof(Reduction<T>),
+                  stream, step, outputs);
   });
 }
 
-void launch_squash_vectors(const RoutingShape& shape, SquashKind kind, double eps, const void* s,
-                           double scale, const void* before, void* routed, cudaStream_t stream) {
+void launch_routing_backward_step(const RoutingShape& shape, const RoutingSquash& squash,
+                                  const void* partial, double scale, bool keep, const void* s,
+                                  void* grad_v, void* grad_s, cudaStream_t stream) {
   if (shape.vectors() == 0) return;
   with_type(shape.f64, [&](auto zero) {
     using T = decltype(zero);
-    LAMINA_LAUNCH(squash_vectors_kernel<T>,
-                  blocks_for(shape.out_capsules * shape.batch, block_threads), block_threads, 0,
-                  stream, shape, kind, static_cast<T>(eps), static_cast<const T*>(s),
-                  static_cast<T>(scale), static_cast<const T*>(before), static_cast<T*>(routed));
-  });
-}
-
-void launch_squash_vectors_backward(const RoutingShape& shape, SquashKind kind, double eps,
-                                    const void* s, const void* grad, void* grad_s,
-                                    cudaStream_t stream) {
-  if (shape.vectors() == 0) return;
-  with_type(shape.f64, [&](auto zero) {
-    using T = decltype(zero);
-    LAMINA_LAUNCH(squash_vectors_backward_kernel<T>,
-                  blocks_for(shape.out_capsules * shape.batch, block_threads), block_threads, 0,
-                  stream, shape, kind, static_cast<T>(eps), static_cast<const T*>(s),
-                  static_cast<const T*>(grad), static_cast<T*>(grad_s));
+    const VectorStep<T> step{shape, static_cast<const T*>(partial), routing_chunks(shape),
+                             squash.kind, static_cast<T>(squash.eps)};
+    LAMINA_LAUNCH(routing_backward_step_kernel<T>, vector_blocks(shape), block,
+                  sizeof(Reduction<T>), stream, step, static_cast<T>(scale), keep,
+                  static_cast<const T*>(s), static_cast<T*>(grad_v), static_cast<T*>(grad_s));
   });
 }
 
@@ -628,10 +667,12 @@ void launch_routing_grad_weight(const RoutingShape& shape, int terms, const void
 
 void launch_sum(bool f64, const void* parts, int64_t count, int64_t size, double scale,
                 void* result, cudaStream_t stream) {
+  if (size == 0) return;
   with_type(f64, [&](auto zero) {
     using T = decltype(zero);
-    launch_typed_sum(static_cast<const T*>(parts), count, size, static_cast<const T*>(nullptr), 1,
-                     scale, false, static_cast<T*>(result), stream);
+    LAMINA_LAUNCH(sum_kernel<T>, blocks_for(size, block_threads), block_threads, 0, stream,
+                  static_cast<const T*>(parts), count, size, static_cast<T>(scale),
+                  static_cast<T*>(result));
   });
 }
 

@@ -41,9 +41,9 @@ struct RoutingLinks {
   int64_t in_stride, out_stride, batch_stride;
 };
 
-// to[column, row] = from[row, column]
-void launch_transpose(bool f64, const void* from, int64_t rows, int64_t columns, void* to,
-                      cudaStream_t stream);
+// to[n, column, row] = from[n, row, column], for n < count
+void launch_transpose(bool f64, const void* from, int64_t count, int64_t rows, int64_t columns,
+                      void* to, cudaStream_t stream);
 
 // strides: of out-capsule, in-capsule, out-dimension, in-dimension.
 void launch_pack_weight(const RoutingShape& shape, const void* weight, const int64_t (&strides)[4],
@@ -63,19 +63,36 @@ void launch_routing_softmax_backward(const RoutingShape& shape, bool over_in,
                                      const RoutingLinks& mask, void* softmax, void* grad,
                                      cudaStream_t stream);
 
-// result_j = keep result_j + scale sum_i links_ij W_ij u_i + bias_j; `partial` has room for
-// routing_chunks() times shape.vectors() numbers.
+// The partial sums over routing_chunks() chunks of in-capsules of links_ij W_ij u_i, each an array
+// of vectors.
 int64_t routing_chunks(const RoutingShape& shape);
 void launch_weighted_sum(const RoutingShape& shape, const void* u, const void* weight,
-                         const void* links, const void* bias, double scale, bool keep,
-                         void* partial, void* result, cudaStream_t stream);
+                         const void* links, void* partial, cudaStream_t stream);
 
-// routed = before + scale squash(s), over vectors; a null `before` stands for 0.
-void launch_squash_vectors(const RoutingShape& shape, SquashKind kind, double eps, const void* s,
-                           double scale, const void* before, void* routed, cudaStream_t stream);
-void launch_squash_vectors_backward(const RoutingShape& shape, SquashKind kind, double eps,
-                                    const void* s, const void* grad, void* grad_s,
-                                    cudaStream_t stream);
+struct RoutingSquash {
+  SquashKind kind;
+  double eps;
+};
+
+// s = sum of `count` partial sums + bias; v = squash(s); routed = before + scale v. saved and
+// output take s and v with the batch first. Pointers but s may be null; s may lie where a single
+// sum does.
+struct RoutingForwardStep {
+  const void* bias;
+  void *s, *saved, *output;
+  const void* before;
+  void* routed;
+  double scale;
+};
+void launch_routing_forward_step(const RoutingShape& shape, const RoutingSquash& squash,
+                                 const void* partial, int64_t count, const RoutingForwardStep& to,
+                                 cudaStream_t stream);
+
+// grad_v = keep grad_v + scale sum of the partial sums, or as it is where they are null;
+// grad_s = the gradient of squash at s, for grad_v.
+void launch_routing_backward_step(const RoutingShape& shape, const RoutingSquash& squash,
+                                  const void* partial, double scale, bool keep, const void* s,
+                                  void* grad_v, void* grad_s, cudaStream_t stream);
 
 // The gradient of the votes is the sum over the terms t of links^t_ij vector^t_j. Both arrays hold
 // one term after the other. grad_u is [I, D, B]; grad_weight has the given strides, and for a

@@ -62,16 +62,17 @@ class RoutingSteps {
   }
 
   // Between the layouts of the op's arguments, batch first, and of the steps, batch last.
-  void transpose(const void* from, int64_t rows, int64_t columns, void* to) const {
-    launch_transpose(shape_.f64, from, rows, columns, to, stream());
+  void transpose(const void* from, int64_t rows, int64_t columns, void* to,
+                 int64_t count = 1) const {
+    launch_transpose(shape_.f64, from, count, rows, columns, to, stream());
   }
   Tensor transposed(const Tensor& matrix, int64_t rows, int64_t columns) const {
     const Tensor result = empty(rows * columns);
     transpose(pointer(matrix), rows, columns, pointer(result));
     return result;
   }
-  void vectors_in(const void* from, void* to) const {
-    transpose(from, shape_.batch, shape_.out_capsules * shape_.out_dim, to);
+  void vectors_in(const void* from, void* to, int64_t count = 1) const {
+    transpose(from, shape_.batch, shape_.out_capsules * shape_.out_dim, to, count);
   }
   void vectors_out(const void* from, void* to) const {
     transpose(from, shape_.out_capsules * shape_.out_dim, shape_.batch, to);
@@ -94,11 +95,19 @@ class RoutingSteps {
     launch_routing_softmax_backward(shape_, over_in_, mask_, coefficients, grad_logits, stream());
   }
 
-  void weighted_sum(const void* links, const void* bias, double scale, bool keep,
-                    void* result) const {
+  // The partial sums of links_ij W_ij u_i.
+  Tensor weighted_sum(const void* links) const {
     const Tensor partial = empty(routing_chunks(shape_) * shape_.vectors());
-    launch_weighted_sum(shape_, pointer(u_), pointer(weight_), links, bias, scale, keep,
-                        pointer(partial), result, stream());
+    launch_weighted_sum(shape_, pointer(u_), pointer(weight_), links, pointer(partial), stream());
+    return partial;
+  }
+  // Their sum, batch first.
+  Tensor add_up(const Tensor& partial, double scale) const {
+    const Tensor last = empty(shape_.vectors()), sum = empty_vectors();
+    launch_sum(shape_.f64, pointer(partial), routing_chunks(shape_), shape_.vectors(), scale,
+               pointer(last), stream());
+    vectors_out(pointer(last), pointer(sum));
+    return sum;
   }
 
   Tensor grad_u(int terms, const void* links, const void* vectors) const {

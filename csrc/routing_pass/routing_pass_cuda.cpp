@@ -24,12 +24,10 @@ Tensor forward(const Tensor& u, const Tensor& weight, const MaybeTensor& v,
   const CudaCall call(u);
   const RoutingSteps steps(call, u, weight, prior, mask, coupling_dim, leaky);
   const Tensor links = steps.empty(steps.shape().links());
-  const Tensor sums = steps.empty(steps.shape().vectors()), output = steps.empty_vectors();
   const Tensor vectors = steps.empty(steps.shape().vectors());
   if (v) load_scaled(steps, *v, scale, steps.pointer(vectors));
   steps.couple(v ? steps.pointer(vectors) : nullptr, true, steps.pointer(links));
-  steps.weighted_sum(steps.pointer(links), nullptr, 1, false, steps.pointer(sums));
-  steps.vectors_out(steps.pointer(sums), steps.pointer(output));
+  const Tensor output = steps.add_up(steps.weighted_sum(steps.pointer(links)), 1);
   call.check();
   return output;
 }
@@ -61,12 +59,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
   const int terms = v ? 2 : 1;
   if (needs[0]) grad_u = steps.grad_u(terms, c, grad_s);
   if (needs[1]) grad_weight = steps.grad_weight(terms, c, grad_s, weight);
-  if (need_v) {
-    const Tensor sums = steps.empty(shape.vectors());
-    steps.weighted_sum(beta, nullptr, scale, false, steps.pointer(sums));
-    grad_v = steps.empty_vectors();
-    steps.vectors_out(steps.pointer(sums), steps.pointer(grad_v));
-  }
+  if (need_v) grad_v = steps.add_up(steps.weighted_sum(beta), scale);
   if (need_prior) grad_prior = steps.grad_prior(beta, *prior);
   call.check();
   return {grad_u, grad_weight, grad_v, grad_prior};

@@ -72,7 +72,7 @@ def _compile(source: Path, directory: Path) -> Path:
     makefile = target.with_suffix(".d")
     if _is_fresh(target, makefile):
         return target
-    flags = ["-O2"]
+    flags = ["-O3"]
     if source.suffix == ".cu":
         flags = KERNEL_FLAGS
     elif source.is_relative_to(CSRC):

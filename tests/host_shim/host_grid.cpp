@@ -55,7 +55,7 @@ namespace {
 constexpr size_t stack_bytes = 64 << 10;
 constexpr size_t shared_limit = 227 << 10;  // what a block can have on sm_90
 constexpr size_t guard_bytes = 64 << 10;    // around shared memory: an access here is out of bounds
-constexpr size_t shared_granule = 4;        // kernels write shared memory in words
+constexpr int shared_shift = 2;             // kernels write shared memory in words
 constexpr unsigned max_threads = 1024;
 
 enum class State { ready, at_block_barrier, at_warp_barrier, finished };
@@ -97,7 +97,7 @@ struct Granule {
 
 struct Region {
   uintptr_t begin, end;
-  size_t granule;
+  int shift;  // of a byte's place to its granule's
   bool shared;
   std::vector<Granule> granules;
 };
@@ -181,11 +181,11 @@ void note(Access& access) {
 }
 
 void check_region(Region& region, uintptr_t address, size_t bytes, bool write, bool in_flight) {
-  const size_t first = (address - region.begin) / region.granule;
-  const size_t last = (address + bytes - 1 - region.begin) / region.granule;
+  const size_t first = (address - region.begin) >> region.shift;
+  const size_t last = (address + bytes - 1 - region.begin) >> region.shift;
   for (size_t i = first; i <= last; ++i) {
     Granule& granule = region.granules[i];
-    const uintptr_t at = region.begin + i * region.granule;
+    const uintptr_t at = region.begin + (i << region.shift);
     if (granule.in_flight && granule.write.epoch >= block_epoch)
       fail("shared byte %zu is used before its cp.async was waited for",
            static_cast<size_t>(at - region.begin));
@@ -327,8 +327,9 @@ void register_memory(const void* begin, size_t bytes, size_t granule) {
     return region.begin < address + bytes && address < region.end;
   };
   regions.erase(std::remove_if(regions.begin(), regions.end(), overlaps), regions.end());
-  regions.push_back({address, address + bytes, granule, false,
-                     std::vector<Granule>((bytes + granule - 1) / granule)});
+  const int shift = __builtin_ctzl(granule);
+  regions.push_back(
+      {address, address + bytes, shift, false, std::vector<Granule>(((bytes - 1) >> shift) + 1)});
 }
 
 void forget_memory() { regions.clear(); }
@@ -362,8 +363,7 @@ void run_grid(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, Bo
     stacks = memory;
     shared_memory = memory + max_threads * stack_bytes + guard_bytes;
     // Epochs tell what earlier blocks did: nothing is ever cleared.
-    shared_region = {0, 0, shared_granule, true,
-                     std::vector<Granule>(shared_limit / shared_granule)};
+    shared_region = {0, 0, shared_shift, true, std::vector<Granule>(shared_limit >> shared_shift)};
   }
   const auto shared = reinterpret_cast<uintptr_t>(shared_memory);
   shared_region.begin = shared;
@@ -436,8 +436,8 @@ void wait_copies(int groups_in_flight) {
   while (static_cast<int>(running->groups.size()) > groups_in_flight) {
     for (const Copy& copy : running->groups.front()) {
       const size_t offset = reinterpret_cast<uintptr_t>(copy.to) - shared_region.begin;
-      for (int i = 0; i < copy.filled; i += shared_granule)
-        shared_region.granules[(offset + i) / shared_granule].in_flight = false;
+      for (size_t i = offset >> shared_shift; i < (offset + copy.filled) >> shared_shift; ++i)
+        shared_region.granules[i].in_flight = false;
       check_access(copy.to, copy.filled, true);
       std::memcpy(copy.to, copy.from, copy.bytes);
       std::memset(static_cast<char*>(copy.to) + copy.bytes, 0, copy.filled - copy.bytes);
