@@ -11,7 +11,8 @@
 // linear. algorithm is "auto" or one of Python's lamina.layers.conv2d.ALGORITHMS.
 //
 // saved, with P = N * OH * OW pixels of the output:
-//   relu, threshold, leaky_relu: uint8, one bit an element, 1 where !(z <= t), the lowest bit first:
+//   relu, threshold, leaky_relu: uint8, one bit an element, 1 where !(z <= t), the lowest bit
+//   first:
 //     [P, ceil(K / 8)] if channels_last, else [K, ceil(P / 8)]; bits past the end are 0
 //   gelu, gelu_tanh, silu: z, the value before the activation, in the dtype and layout of output
 //   otherwise, or without `save`: uint8[0]; for tanh and sigmoid the caller passes output itself to

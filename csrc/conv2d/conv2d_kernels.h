@@ -12,8 +12,8 @@ namespace lamina {
 struct Conv2dShape {
   FloatType type;
   bool channels_last;
-  int64_t images, channels, height, width;        // input
-  int64_t outs, out_height, out_width;            // output
+  int64_t images, channels, height, width;  // input
+  int64_t outs, out_height, out_width;      // output
   int64_t kernel[2], stride[2], padding[2], dilation[2], groups;
   bool winograd;  // 3x3, stride and dilation 1 only
 };
@@ -40,8 +40,8 @@ struct Conv2dBackward {
   const void* saved;
   Activation activation;
   double parameter;
-  void* grad_input;     // or null, as all that follow
-  void* grad_weight;    // in the accumulators' type: double for float64, else float
+  void* grad_input;   // or null, as all that follow
+  void* grad_weight;  // in the accumulators' type: double for float64, else float
   void* grad_bias;
   void* grad_residual;
 };

@@ -2,11 +2,11 @@
 
 #include "gemm/derivative.h"
 
-// Kernels work on images in blocks of lanes<T> channels: block[y][x][channel], each pixel of a block
-// one vector. Staging brings part of a tensor of either layout into that form, with its zero padding;
-// finishing takes results out of it, through bias, residual and activation. Both touch memory that is
-// about to be used or has just been written, and spare the kernels every case of edges, layouts and
-// types.
+// Kernels work on images in blocks of lanes<T> channels: block[y][x][channel], each pixel of a
+// block one vector. Staging brings part of a tensor of either layout into that form, with its zero
+// padding; finishing takes results out of it, through bias, residual and activation. Both touch
+// memory that is about to be used or has just been written, and spare the kernels every case of
+// edges, layouts and types.
 
 namespace lamina {
 namespace LAMINA_ISA {
@@ -33,30 +33,36 @@ struct Layout {
   }
 };
 
-// Vectors of a tensor, lanes along the dense direction; with an activation, of the tensor times the
-// activation's derivative.
+// A tensor to be staged: as it is, or times the derivative of an activation.
+template <class S>
+struct Source {
+  const S* data;
+  Layout layout;
+  Activation activation;
+  Accumulator<S> parameter;
+  const void* saved;
+  int64_t mask_stride;
+};
+
+// Vectors of a source, lanes along the dense direction.
 template <class S, Activation F>
 struct Reader {
   using T = Accumulator<S>;
-  const S* data;
-  Layout layout;
-  const void* saved;
-  int64_t mask_stride;
-  T parameter;
+  const Source<S>& from;
 
   Vector<T> operator()(int64_t image, int64_t channel, int64_t pixel, int count) const {
-    const int64_t offset = layout.offset(image, channel, pixel);
-    const Vector<T> value = read(data + offset, count);
+    const int64_t offset = from.layout.offset(image, channel, pixel);
+    const Vector<T> value = read(from.data + offset, count);
     if constexpr (F == Activation::none) {
       return value;
     } else if constexpr (saves_mask(F)) {
-      const uint8_t* row = static_cast<const uint8_t*>(saved) +
-                           layout.mask_row(image, channel, pixel) * mask_stride;
-      const uint32_t bits = read_bits(row, layout.mask_bit(image, channel, pixel), count);
+      const uint8_t* row = static_cast<const uint8_t*>(from.saved) +
+                           from.layout.mask_row(image, channel, pixel) * from.mask_stride;
+      const uint32_t bits = read_bits(row, from.layout.mask_bit(image, channel, pixel), count);
       const Mask<T> kept = bits_mask(bits, T{});
-      return kept ? value : F == Activation::leaky_relu ? value * parameter : Vector<T>{};
+      return kept ? value : F == Activation::leaky_relu ? value * from.parameter : Vector<T>{};
     } else {
-      return value * derivative<F, T>(read(static_cast<const S*>(saved) + offset, count));
+      return value * derivative<F, T>(read(static_cast<const S*>(from.saved) + offset, count));
     }
   }
 
@@ -81,10 +87,9 @@ struct Window {
   }
 };
 
-// Stages `count` channels from `channel` on.
 template <class R, class T>
-void stage(const R& reader, int64_t image, int64_t channel, int count, int64_t height,
-           int64_t width, const Window& window, T* target) {
+void stage_with(const R& reader, int64_t image, int64_t channel, int count, int64_t height,
+                int64_t width, const Window& window, T* target) {
   constexpr int L = lanes<T>;
   const int64_t first = window.left < 0 ? 0 : window.left;
   const int64_t past = width < window.left + window.columns ? width : window.left + window.columns;
@@ -97,7 +102,7 @@ void stage(const R& reader, int64_t image, int64_t channel, int count, int64_t h
       store(target + window.column(x) * L, Vector<T>{});
     if (!inside) continue;
     const int64_t pixel = row * width + window.left;
-    if (reader.layout.channels_last) {
+    if (reader.from.layout.channels_last) {
       for (int64_t x = begin; x < end; ++x)
         store(target + window.column(x) * L, reader(image, channel, pixel + x, count));
       continue;
@@ -120,6 +125,16 @@ void stage(const R& reader, int64_t image, int64_t channel, int count, int64_t h
       }
     }
   }
+}
+
+// Stages `count` channels from `channel` on.
+template <class S>
+void stage(const Source<S>& source, int64_t image, int64_t channel, int count, int64_t height,
+           int64_t width, const Window& window, Accumulator<S>* target) {
+  with_activation(source.activation, [&](auto f) {
+    const Reader<S, decltype(f)::value> reader{source};
+    stage_with(reader, image, channel, count, height, width, window, target);
+  });
 }
 
 // What becomes of finished sums: output = activation(sum + bias + residual), and what is saved.
@@ -165,15 +180,16 @@ struct Finisher {
       const Vector<T> z = load(block + p * L) + bias;
       const uint32_t bits = put(z, to.layout.offset(image, channel, pixel + p), count);
       if (saves_mask(F) && to.mask != nullptr) {
-        uint8_t* const row = to.mask + to.layout.mask_row(image, channel, pixel + p) * to.mask_stride;
+        uint8_t* const row =
+            to.mask + to.layout.mask_row(image, channel, pixel + p) * to.mask_stride;
         or_bits(row, channel, bits, count);
       }
     }
   }
 
-  // Channels one after the other, `pixels` pixels each. The bits of neighbouring runs of pixels share
-  // bytes, and other threads may write those runs: bits are collected aside, and the bytes at the
-  // ends of the run are merged atomically.
+  // Channels one after the other, `pixels` pixels each. The bits of neighbouring runs of pixels
+  // share bytes, and other threads may write those runs: bits are collected aside, and the bytes at
+  // the ends of the run are merged atomically.
   void by_channel(const T* block, int64_t image, int64_t channel, int count, int64_t pixel,
                   int64_t pixels) const {
     constexpr int64_t run = 1024;

@@ -12,6 +12,7 @@ of Winograd (Lavin, Gray 2015).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -479,7 +480,8 @@ def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
     def sample(
         name: str, input: Tensor, weight: tuple[int, ...], bias: bool = True, **kwargs: Any
     ) -> Sample:
-        tensors = (leaf(input), leaf(draw(*weight)), leaf(draw(weight[0])) if bias else None)
+        filters = draw(*weight) / math.prod(weight[1:]) ** 0.5
+        tensors = (leaf(input), leaf(filters), leaf(draw(weight[0])) if bias else None)
         return Sample(name, tensors, {"activation": "relu", **kwargs})
 
     def image(*shape: int) -> Tensor:
@@ -518,8 +520,8 @@ def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
                 activation=activation,
                 residual=residual,
             )
-        wild = made(1, 2, 6, 6)
-        wild[0, 0, 0, 0], wild[0, 1, 3, 3], wild[0, 1, 5, 1] = float("nan"), float("inf"), 1e4
+        wild = made(1, 2, 8, 8)
+        wild[0, 0, 0, 0], wild[0, 1, 2, 6], wild[0, 1, 5, 2] = float("nan"), float("inf"), 1e4
         yield sample(f"non-finite, {layout}", wild, (2, 2, 3, 3), algorithm="im2col")
     yield sample("same", draw(1, 2, 5, 6), (2, 2, 1, 3), padding="same")
     yield sample("valid, no bias", draw(1, 2, 5, 6), (2, 2, 3, 3), False, padding="valid")
