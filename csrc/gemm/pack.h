@@ -20,15 +20,16 @@ namespace {
 //   Vector<T> operator()(int64_t row, int64_t column, int count) const
 // with lanes `count` and up 0.
 
-// One block of at most L rows and L columns, transposed in registers. `height` is how many rows of
-// the panel it covers.
+// One block of L columns and `height` <= L rows, transposed in registers. Rows from `rows` on
+// repeat the last one.
 template <class T, int WIDTH, class Loader>
-inline void pack_whole_block(const Loader& loader, T* target, int64_t row, int64_t column,
+inline void pack_whole_block(const Loader& loader, T* target, int64_t row, int rows, int64_t column,
                              int height) {
   constexpr int L = lanes<T>;
   Vector<T> block[L];
 #pragma GCC unroll 16
-  for (int r = 0; r < L; ++r) block[r] = r < height ? loader(row + r, column, L) : Vector<T>{};
+  for (int r = 0; r < L; ++r)
+    block[r] = r < height ? loader(row + (r < rows ? r : rows - 1), column, L) : Vector<T>{};
   transpose(block);
 #pragma GCC unroll 16
   for (int l = 0; l < L; ++l) store(target + l * WIDTH, block[l]);
@@ -53,9 +54,9 @@ void pack_transposed(const Loader& loader, T* panel, int64_t first, int count, i
     const int height = WIDTH - base < L ? WIDTH - base : L;
     const int rows = count - base < height ? count - base : height;
     int d = 0;
-    if (rows == height)
+    if (WIDTH % L == 0 ? rows == L : rows > 0)
       for (; d + L <= depths; d += L)
-        pack_whole_block<T, WIDTH>(loader, panel + d * WIDTH + base, first + base, depth + d,
+        pack_whole_block<T, WIDTH>(loader, panel + d * WIDTH + base, first + base, rows, depth + d,
                                    height);
     for (; d < depths; d += L)
       pack_partial_block<T, WIDTH>(loader, panel + d * WIDTH + base, first + base, rows, depth + d,
