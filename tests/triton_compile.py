@@ -45,6 +45,8 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 PROCESSORS = {"sm_80": 108, "sm_90": 132, "gfx942": 304}
+# ptxas puts one or two addresses on the stack of kernels that it gives 64 to 168 registers.
+TOLERATED = 16
 SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "gfx942": 64 << 10}
 # What shows that a matrix product runs on the matrix units, and that loads run ahead of it.
 INSTRUCTIONS = ("wgmma", "mma", "cp.async", "tma", "mfma")
@@ -77,7 +79,7 @@ class Built:
     def complaint(self) -> str:
         if self.error:
             return self.error
-        if self.is_gemm and self.spilled:
+        if self.is_gemm and self.spilled > TOLERATED:
             return f"{self.spilled} spilled"
         if self.shared > SHARED[self.target]:
             return f"{self.shared} bytes of shared memory, there are {SHARED[self.target]}"

@@ -25,10 +25,9 @@ def sigmoid(x):
 
 @triton.jit
 def tanh(x):
-    # Near 0 the quotient of exponentials cancels: there Lambert's continued fraction, cut where it
+    # Near 0 the difference cancels: there Lambert's continued fraction, cut where it
     # is exact to the dtype for |x| < 5/8. (libdevice has tanh, but not in the interpreter.)
-    e = tl.exp(-2.0 * tl.abs(x))
-    far = (1.0 - e) / (1.0 + e)
+    far = 1.0 - 2.0 / (1.0 + tl.exp(2.0 * tl.abs(x)))
     z = tl.minimum(x * x, 0.5)
     if x.dtype == tl.float64:
         top = 2027025.0 + z * (270270.0 + z * (6930.0 + z * 36.0))

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import torch
 import triton
+import triton.language as tl  # noqa: F401: _patch_lang looks for it
 from torch import Tensor
-from triton.runtime.interpreter import InterpretedFunction
+from triton.language import core  # noqa: F401: _patch_lang looks for it
+from triton.runtime.interpreter import InterpretedFunction, _patch_lang, interpreter_builder
 from triton.runtime.jit import JITFunction
 
 
@@ -91,8 +93,14 @@ def recording() -> Iterator[list[Launch]]:
         _record.reset(token)
 
 
+@cache
+def _interpretable(function: Callable[..., Any]) -> Callable[..., Any]:
+    return InterpretedFunction(function).rewrite()
+
+
 def _call_interpreted(function: JITFunction, *args: Any, **kwargs: Any) -> Any:
-    return InterpretedFunction(function.fn)(*args, **kwargs)
+    # InterpretedFunction.__call__ would patch the language anew for every call.
+    return _interpretable(function.fn)(*args, **kwargs)
 
 
 @contextmanager
@@ -101,15 +109,21 @@ def interpreted() -> Iterator[None]:
 
     Unlike that variable, which decides for a whole process, this leaves the kernels compilable.
     """
-    knobs = triton.knobs.runtime
+    knobs, options = triton.knobs.runtime, interpreter_builder.options
     before, call = knobs.interpret, JITFunction.__call__
     knobs.interpret = True
     JITFunction.__call__ = _call_interpreted
+    # Checking every integer operation for overflow takes half of the interpreter's time.
+    interpreter_builder.options = replace(options, sanitize_overflow=False)
+    # For what kernels call: `launch` stands for any function that sees the language and its core.
+    patched = _patch_lang(launch)
     try:
         yield
     finally:
         knobs.interpret = before
         JITFunction.__call__ = call
+        interpreter_builder.options = options
+        patched.restore()
 
 
 def cannot_run_on(tensor: Tensor) -> list[str]:
