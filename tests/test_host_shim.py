@@ -51,6 +51,17 @@ def test_correct_kernel_passes(shim: ctypes.CDLL, seed: int) -> None:
     assert torch.equal(result, torch.cat([part.flip(0) for part in source.split(64)]))
 
 
+def test_collectives_and_atomics(shim: ctypes.CDLL) -> None:
+    source = torch.randint(0, 100, (3, 64), dtype=torch.int32)
+    result = torch.zeros(4, dtype=torch.int32)
+    function = shim.host_shim_collectives
+    function.restype = ctypes.c_char_p
+    pointers = (ctypes.c_void_p(t.data_ptr()) for t in (source, result))
+    assert function(*pointers, 3) == b""
+    odd = int((source % 2).sum())
+    assert result.tolist() == [int(source.sum()), int(source.sum()), odd, 6]
+
+
 @pytest.mark.parametrize("bug", BUGS)
 def test_planted_bug_is_found(shim: ctypes.CDLL, bug: str) -> None:
     message, _, _ = run_planted(shim, 1 + list(BUGS).index(bug))

@@ -50,7 +50,38 @@ __global__ void reverse_kernel(const float* input, float* output, int n, Bug bug
   if (thread < count) output[target] = shared.values[count - 1 - thread];
 }
 
+// Warp and block sums in every way that the shim knows.
+__global__ void collectives_kernel(const int* input, int* output) {
+  const int thread = threadIdx.x + blockDim.x * threadIdx.y, lane = thread % 32;
+  const int mine = input[blockIdx.x * 64 + thread];
+  int sum = mine;
+  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+  int up_to_me = mine;
+  for (int step = 1; step < 32; step *= 2) {
+    const int before = __shfl_up_sync(0xffffffffu, up_to_me, step);
+    if (lane >= step) up_to_me += before;
+  }
+  const int last = __shfl_sync(0xffffffffu, up_to_me, 31);
+  const unsigned odd = __ballot_sync(0xffffffffu, mine % 2);
+  const bool some = __any_sync(0xffffffffu, mine % 2), all = __all_sync(0xffffffffu, mine % 2);
+  if (lane == 0) {
+    atomicAdd(&output[0], sum);
+    atomicAdd(&output[1], last);
+    atomicAdd(&output[2], __popc(odd));
+    atomicAdd(&output[3], static_cast<int>((odd != 0) == some && (odd == 0xffffffffu) == all));
+  }
+}
+
 }  // namespace
+
+extern "C" __attribute__((visibility("default"))) const char* host_shim_collectives(
+    const int* input, int* output, int blocks) {
+  host_grid::register_memory(input, blocks * 64 * sizeof(int), sizeof(int));
+  host_grid::register_memory(output, 4 * sizeof(int), sizeof(int));
+  LAMINA_LAUNCH(collectives_kernel, blocks, dim3(16, 4), 0, nullptr, input, output);
+  host_grid::forget_memory();
+  return cudaGetLastError() == cudaSuccess ? "" : cudaGetErrorString(cudaErrorLaunchFailure);
+}
 
 extern "C" __attribute__((visibility("default"))) const char* host_shim_planted(int bug,
                                                                                 const float* input,
