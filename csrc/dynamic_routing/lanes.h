@@ -1,0 +1,150 @@
+#pragma once
+
+#include <cstdint>
+
+// Samples side by side: a Pack holds one number of each of `samples` samples, so a dot product over
+// a capsule's dimension, a softmax over capsules and a weighted sum need no shuffle at all.
+// For per-ISA sources only: nothing here has linkage.
+
+namespace lamina {
+namespace LAMINA_ISA {
+namespace {
+
+#define LAMINA_INLINE inline __attribute__((always_inline))
+
+template <class T>
+struct ExpConstants;
+
+template <>
+struct ExpConstants<float> {
+  using Bits = int32_t;
+  static constexpr int mantissa = 23, degree = 7;
+  static constexpr float lowest = -87.3f, shift = 12582912.f;  // 1.5 * 2^23
+  static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+};
+
+template <>
+struct ExpConstants<double> {
+  using Bits = int64_t;
+  static constexpr int mantissa = 52, degree = 13;
+  static constexpr double lowest = -708.0, shift = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double ln2_high = 6.93147180369123816490e-01;
+  static constexpr double ln2_low = 1.90821492927058770002e-10;
+};
+
+constexpr double inverse_factorial(int m) { return m == 0 ? 1.0 : inverse_factorial(m - 1) / m; }
+
+template <class T, int WIDTH, int VECTORS>
+struct Pack {
+  typedef T Vec __attribute__((vector_size(WIDTH * sizeof(T))));
+  typedef typename ExpConstants<T>::Bits Bits __attribute__((vector_size(WIDTH * sizeof(T))));
+  static constexpr int width = WIDTH, vectors = VECTORS, samples = WIDTH * VECTORS;
+
+  Vec part[VECTORS];
+
+  template <class F>
+  static LAMINA_INLINE Pack each(const F& f) {
+    Pack r;
+#pragma GCC unroll 4
+    for (int n = 0; n < VECTORS; ++n) r.part[n] = f(n);
+    return r;
+  }
+  static LAMINA_INLINE Pack fill(T x) {
+    return each([&](int) { return Vec{} + x; });
+  }
+  static LAMINA_INLINE Pack load(const T* p) {
+    return each([&](int n) { return reinterpret_cast<const Vec*>(p)[n]; });
+  }
+  LAMINA_INLINE void store(T* p) const {
+#pragma GCC unroll 4
+    for (int n = 0; n < VECTORS; ++n) reinterpret_cast<Vec*>(p)[n] = part[n];
+  }
+  // One number of each sample, `stride` apart in memory; 0 past `count` samples.
+  static LAMINA_INLINE Pack gather(const T* p, int64_t stride, int count) {
+    alignas(64) T lanes[samples];
+    for (int l = 0; l < samples; ++l) lanes[l] = l < count ? p[l * stride] : T(0);
+    return load(lanes);
+  }
+  LAMINA_INLINE void scatter(T* p, int64_t stride, int count) const {
+    alignas(64) T lanes[samples];
+    store(lanes);
+    for (int l = 0; l < count; ++l) p[l * stride] = lanes[l];
+  }
+
+  friend LAMINA_INLINE Pack operator+(const Pack& a, const Pack& b) {
+    return each([&](int n) { return a.part[n] + b.part[n]; });
+  }
+  friend LAMINA_INLINE Pack operator-(const Pack& a, const Pack& b) {
+    return each([&](int n) { return a.part[n] - b.part[n]; });
+  }
+  friend LAMINA_INLINE Pack operator*(const Pack& a, const Pack& b) {
+    return each([&](int n) { return a.part[n] * b.part[n]; });
+  }
+  friend LAMINA_INLINE Pack operator*(T a, const Pack& b) {
+    return each([&](int n) { return a * b.part[n]; });
+  }
+  friend LAMINA_INLINE Pack operator/(const Pack& a, const Pack& b) {
+    return each([&](int n) { return a.part[n] / b.part[n]; });
+  }
+  LAMINA_INLINE Pack& operator+=(const Pack& b) { return *this = *this + b; }
+
+  static LAMINA_INLINE Pack max(const Pack& a, const Pack& b) {
+    return each([&](int n) { return a.part[n] > b.part[n] ? a.part[n] : b.part[n]; });
+  }
+  // e^x for x <= 0: 0 where the result would be subnormal, NaN where x is NaN.
+  static LAMINA_INLINE Pack exp(const Pack& x) {
+    using C = ExpConstants<T>;
+    return each([&](int n) {
+      const Vec a = x.part[n], shifted = a * T(1.44269504088896340736) + C::shift;
+      const Vec k = shifted - C::shift;
+      const Vec rest = (a - k * C::ln2_high) - k * C::ln2_low;
+      Vec y = Vec{} + T(inverse_factorial(C::degree));
+#pragma GCC unroll 16
+      for (int m = C::degree - 1; m >= 0; --m) y = y * rest + T(inverse_factorial(m));
+      // 2^k: the low bits of `shifted` hold k. Multiplying, not adding exponents, keeps NaN.
+      const Bits power = ((Bits)shifted << C::mantissa) + (Bits)(Vec{} + T(1));
+      return a < C::lowest ? Vec{} : y * (Vec)power;
+    });
+  }
+};
+
+// The tile for many samples, and the one for few. One AVX-512 vector, or two of the narrower ones,
+// keep the arithmetic ahead of the loads.
+#if defined(__AVX512F__)
+template <class T>
+using Wide = Pack<T, 64 / sizeof(T), 1>;
+template <class T>
+using Narrow = Pack<T, 32 / sizeof(T), 1>;
+#elif defined(__AVX2__)
+template <class T>
+using Wide = Pack<T, 32 / sizeof(T), 2>;
+template <class T>
+using Narrow = Pack<T, 32 / sizeof(T), 1>;
+#else
+template <class T>
+using Wide = Pack<T, 16 / sizeof(T), 2>;
+template <class T>
+using Narrow = Pack<T, 16 / sizeof(T), 1>;
+#endif
+
+// The sums of WIDTH vectors, that of vector l in lane l: a tree of pairwise sums.
+template <class P>
+LAMINA_INLINE typename P::Vec lane_sums(typename P::Vec (&a)[P::width]) {
+  typename P::Bits even, odd;
+#pragma GCC unroll 16
+  for (int l = 0; l < P::width; ++l) {
+    even[l] = 2 * l;
+    odd[l] = 2 * l + 1;
+  }
+#pragma GCC unroll 16
+  for (int left = P::width / 2; left > 0; left /= 2)
+#pragma GCC unroll 16
+    for (int l = 0; l < left; ++l)
+      a[l] = __builtin_shuffle(a[2 * l], a[2 * l + 1], even) +
+             __builtin_shuffle(a[2 * l], a[2 * l + 1], odd);
+  return a[0];
+}
+
+}  // namespace
+}  // namespace LAMINA_ISA
+}  // namespace lamina

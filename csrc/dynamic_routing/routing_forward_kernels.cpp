@@ -1,0 +1,179 @@
+#include "dynamic_routing/dynamic_routing_kernels.h"
+
+#include "dynamic_routing/routing_step.h"
+
+namespace lamina {
+namespace LAMINA_ISA {
+namespace {
+
+template <class T, class P>
+class Forward : RoutingStep<T, P> {
+  using Step = RoutingStep<T, P>;
+  using Step::D, Step::E, Step::I, Step::in_, Step::O, Step::S, Step::votes_dim_;
+
+ public:
+  Forward(const RoutingForward& args, Arena arena)
+      : Step(args.inputs, 0, 1, 2), args_(args) {
+    Step::lay_out(arena);
+    arena.take(v_, Step::group_tiles_ * Step::sums());
+    arena.take(s_, Step::group_tiles_ * (E + votes_dim_) * S);
+    used = arena.used;
+  }
+
+  void run(const Parallel& parallel) {
+    for (int64_t group = 0; group < Step::groups_; ++group) {
+      Step::start_group(group);
+      Step::pack_u(parallel);
+      parallel_for(parallel, int(Step::tiles_), [&](int tile) { start(tile); });
+      for (int t = 0; t < max(args_.iterations, 1); ++t) {
+        const bool uniform = t == 0 && args_.v == nullptr && Step::uniform_start();
+        if (in_.over_in && !uniform) Step::find_stats(parallel, v_);
+        const bool last = t + 1 >= args_.iterations;
+        parallel_for(parallel, int(Step::chunks_),
+                     [&](int chunk) { uniform ? add_up(chunk) : attend(chunk, last); });
+        parallel_for(parallel, int(Step::tiles_), [&](int tile) {
+          finish(t, tile, uniform);
+          if (uniform && last) write_uniform_couplings(tile);
+        });
+      }
+    }
+  }
+
+  size_t used;
+
+ private:
+  void start(int64_t tile) {
+    T* v = v_ + tile * Step::sums();
+    if (args_.v == nullptr) return Step::clear(v, Step::sums());
+    T* own = s_ + tile * (E + votes_dim_) * S;
+    for (int64_t j = 0; j < O; ++j) {
+      const T* from = static_cast<const T*>(args_.v) + (Step::sample(tile) * O + j) * E;
+      for (int64_t e = 0; e < E; ++e)
+        (T(in_.scale) * P::gather(from + e, O * E, Step::count(tile))).store(own + e * S);
+      Step::to_vote_space(j, own, v + j * votes_dim_ * S);
+    }
+  }
+
+  // All couplings equal: the sum of the votes is a plain matrix product.
+  void add_up(int chunk) {
+    Step::clear(Step::partial(chunk, 0), Step::tiles_ * Step::sums());
+    Step::sweep(chunk, [&](int64_t tile, int64_t begin, int64_t end) {
+      T* sums = Step::partial(chunk, tile);
+      const T* x = Step::u(tile, begin);
+      if (in_.shared) {
+        for (int64_t k = 0; k < (end - begin) * D; ++k) {
+          T* sum = sums + k % D * S;
+          (P::load(sum) + P::load(x + k * S)).store(sum);
+        }
+        return;
+      }
+      const Matrix votes{E, Step::se_, end - begin, Step::si_, D, Step::sd_};
+      for (int64_t j = 0; j < O; ++j)
+        product<P>(votes, Step::weight(begin, j), x, [&](int64_t e, const P& y) {
+          T* sum = sums + (j * E + e) * S;
+          (P::load(sum) + y).store(sum);
+        });
+    });
+  }
+
+  void attend(int chunk, bool last) {
+    T* c = Step::dots_ + chunk * 2 * O * S;
+    Step::clear(Step::partial(chunk, 0), Step::tiles_ * Step::sums());
+    Step::sweep(chunk, [&](int64_t tile, int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        Step::template vote<1>(chunk, tile, i, v_ + tile * Step::sums(), nullptr);
+        Step::softmax(tile, i, c);
+        if (in_.mask != nullptr) {
+          const P mask = Step::mask(tile, i);
+          for (int64_t j = 0; j < O; ++j) (P::load(c + j * S) * mask).store(c + j * S);
+        }
+        if (last && args_.couplings != nullptr) {
+          T* to = static_cast<T*>(args_.couplings) + (Step::sample(tile) * I + i) * O;
+          for (int64_t j = 0; j < O; ++j)
+            P::load(c + j * S).scatter(to + j, I * O, Step::count(tile));
+        }
+        Step::add_votes(chunk, tile, i, c, Step::partial(chunk, tile));
+      }
+    });
+  }
+
+  // From the sums to v and on to the next iteration's logits.
+  void finish(int t, int64_t tile, bool uniform) {
+    const bool last = t + 1 >= args_.iterations, pass = args_.iterations == 0;
+    const int64_t tensor = in_.batch * O * E;
+    const T* total = Step::total(tile);
+    T* s = s_ + tile * (E + votes_dim_) * S;
+    T* step = s + E * S;
+    for (int64_t j = 0; j < O; ++j) {
+      const bool once = uniform && in_.shared;
+      Step::from_vote_space(j, total + (once ? 0 : j) * votes_dim_ * S, s);
+      const int64_t at = (Step::sample(tile) * O + j) * E;
+      const int count = Step::count(tile);
+      for (int64_t e = 0; e < E; ++e) {
+        P x = (uniform ? Step::uniform_coupling() : T(1)) * P::load(s + e * S);
+        if (args_.bias != nullptr)
+          x += P::fill(static_cast<const T*>(args_.bias)[j * E + e]);
+        x.store(s + e * S);
+        if (args_.s != nullptr)
+          x.scatter(static_cast<T*>(args_.s) + t * tensor + at + e, O * E, count);
+      }
+      if (pass) continue;
+      P f, h;
+      Step::squash_of(args_.squash, args_.eps, Step::dot(s, s, E), f, h);
+      for (int64_t e = 0; e < E; ++e) {
+        const P v = f * P::load(s + e * S);
+        if (last) v.scatter(static_cast<T*>(args_.output) + at + e, O * E, count);
+        (T(in_.scale) * v).store(s + e * S);
+      }
+      if (last) continue;
+      T* sum = v_ + tile * Step::sums() + j * votes_dim_ * S;
+      Step::to_vote_space(j, s, step);
+      for (int64_t e = 0; e < votes_dim_; ++e) {
+        const P x = P::load(step + e * S);
+        (args_.accumulate ? P::load(sum + e * S) + x : x).store(sum + e * S);
+      }
+    }
+  }
+
+  void write_uniform_couplings(int64_t tile) {
+    if (args_.couplings == nullptr) return;
+    T* to = static_cast<T*>(args_.couplings) + Step::sample(tile) * I * O;
+    for (int64_t k = 0; k < Step::count(tile) * I * O; ++k) to[k] = Step::uniform_coupling();
+  }
+
+  const RoutingForward& args_;
+  T *v_, *s_;
+};
+
+// f(instance of Forward for the dtype and the batch)
+template <class F>
+void with_forward(const RoutingForward& args, void* scratch, const F& f) {
+  const int64_t batch = args.inputs.batch;
+  const Arena arena{static_cast<char*>(scratch)};
+  if (args.inputs.f64) {
+    if (batch <= Narrow<double>::samples)
+      f(Forward<double, Narrow<double>>(args, arena));
+    else
+      f(Forward<double, Wide<double>>(args, arena));
+  } else {
+    if (batch <= Narrow<float>::samples)
+      f(Forward<float, Narrow<float>>(args, arena));
+    else
+      f(Forward<float, Wide<float>>(args, arena));
+  }
+}
+
+}  // namespace
+
+size_t routing_forward_scratch(const RoutingForward& args) {
+  size_t bytes = 0;
+  with_forward(args, nullptr, [&](const auto& forward) { bytes = forward.used; });
+  return bytes;
+}
+
+void routing_forward(const RoutingForward& args, void* scratch, const Parallel& parallel) {
+  with_forward(args, scratch, [&](auto forward) { forward.run(parallel); });
+}
+
+}  // namespace LAMINA_ISA
+}  // namespace lamina

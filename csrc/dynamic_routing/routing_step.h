@@ -1,0 +1,348 @@
+#pragma once
+
+#include "common/parallel.h"
+#include "dynamic_routing/dynamic_routing_kernels.h"
+#include "dynamic_routing/lanes.h"
+
+// What the passes forward and backward share. Samples lie side by side in the lanes of a vector
+// (lanes.h), `samples` of them to a tile. The in-capsules are cut into chunks, one a task: for each
+// in-capsule and tile a task forms the votes in the L1 cache, softmaxes, and adds to partial sums of
+// its own, which are added up in the order of the chunks. So the votes never reach memory, a pass
+// reads W once, and no sum depends on the number of threads. W is only ever broadcast, element by
+// element: it is read in whatever layout it has.
+//
+// With a shared W a pass works on u itself: <W_j u_i, v_j> = <u_i, W_j^T v_j> and
+// sum_i c_ij W_j u_i = W_j sum_i c_ij u_i. The space of the votes is then that of u.
+
+namespace lamina {
+namespace LAMINA_ISA {
+namespace {
+
+constexpr int64_t max_chunks = 32;
+// Fewer votes (of a tile each) than this are not worth a task.
+constexpr int64_t chunk_votes = 8192;
+// The sums of a group of tiles, and the v that it reads, should stay in half an L2 cache.
+constexpr int64_t group_bytes = 384 << 10;
+// A few in-capsules at a time go through all tiles: their W in the L2, a tile's sums in the L1.
+constexpr int64_t block_weight_bytes = 96 << 10;
+
+LAMINA_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+LAMINA_INLINE int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+LAMINA_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Hands out consecutive pieces of the scratch; with a null base it only counts.
+struct Arena {
+  char* base;
+  size_t used = 0;
+
+  template <class T>
+  void take(T*& piece, int64_t elements) {
+    piece = base == nullptr ? nullptr : reinterpret_cast<T*>(base + used);
+    used += (static_cast<size_t>(elements) * sizeof(T) + 63) / 64 * 64;
+  }
+};
+
+// A matrix of scalars whose columns are numbered by (outer, depth).
+struct Matrix {
+  int64_t rows, row_stride, outer, outer_stride, depth, depth_stride;
+};
+
+template <int ROWS, class P, class T, class Emit>
+LAMINA_INLINE void product_rows(const Matrix& m, const T* a, int64_t row, const T* x,
+                                const Emit& emit) {
+  P sum[ROWS];
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; ++r) sum[r] = P::fill(T(0));
+  a += row * m.row_stride;
+  for (int64_t o = 0; o < m.outer; ++o, a += m.outer_stride) {
+    const T* column = a;
+    for (int64_t k = 0; k < m.depth; ++k, column += m.depth_stride, x += P::samples) {
+      const P right = P::load(x);
+#pragma GCC unroll 8
+      for (int r = 0; r < ROWS; ++r) sum[r] += column[r * m.row_stride] * right;
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; ++r) emit(row + r, sum[r]);
+}
+
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+
+// f(Count<N>, first) for blocks of N numbers that together make 0..n-1.
+template <class P, class F>
+LAMINA_INLINE void in_blocks(int64_t n, const F& f) {
+  constexpr int block = P::vectors == 1 ? 8 : 4;
+  int64_t k = 0;
+  for (; k + block <= n; k += block) f(Count<block>{}, k);
+  for (; k + 2 <= n; k += 2) f(Count<2>{}, k);
+  if (k < n) f(Count<1>{}, k);
+}
+
+// emit(row, sum over the columns of a[row, column] x[column]); the packs x lie one after another.
+template <class P, class T, class Emit>
+LAMINA_INLINE void product(const Matrix& m, const T* a, const T* x, const Emit& emit) {
+  in_blocks<P>(m.rows, [&](auto size, int64_t row) {
+    product_rows<decltype(size)::value, P>(m, a, row, x, emit);
+  });
+}
+
+template <class T, class P>
+class RoutingStep {
+ protected:
+  static constexpr int S = P::samples;
+
+  // `kept` numbers of each (sample, in-capsule, out-capsule) stay in the scratch, at most
+  // `kept_limit` bytes of them, and `vectors` numbers of each (sample, vote dimension).
+  RoutingStep(const RoutingInputs& inputs, int64_t kept, int64_t kept_limit, int64_t vectors)
+      : in_(inputs),
+        I(inputs.in_capsules),
+        O(inputs.out_capsules),
+        D(inputs.in_dim),
+        E(inputs.out_dim),
+        votes_dim_(inputs.shared ? D : E),
+        so_(inputs.weight_stride[0]),
+        si_(inputs.weight_stride[1]),
+        se_(inputs.weight_stride[2]),
+        sd_(inputs.weight_stride[3]) {
+    const int64_t tile_sums = vectors * O * votes_dim_ * S * int64_t(sizeof(T));
+    const int64_t tile_kept = kept * I * O * S * int64_t(sizeof(T));
+    const int64_t fit = min(group_bytes / max(tile_sums, 1), kept_limit / max(tile_kept, 1));
+    const int64_t tiles = max(ceil_div(in_.batch, S), 1);
+    group_tiles_ = ceil_div(tiles, ceil_div(tiles, max(fit, 1)));
+    groups_ = ceil_div(tiles, group_tiles_);
+    chunks_ = max(min(min(max_chunks, I), I * O * votes_dim_ * group_tiles_ / chunk_votes), 1);
+  }
+
+  void lay_out(Arena& arena) {
+    arena.take(u_, group_tiles_ * I * D * S);
+    arena.take(votes_, chunks_ * O * E * S);
+    arena.take(dots_, chunks_ * 2 * O * S);
+    arena.take(partial_, chunks_ * group_tiles_ * sums());
+    if (in_.over_in) {
+      arena.take(partial_stats_, chunks_ * group_tiles_ * 2 * O * S);
+      arena.take(stats_, group_tiles_ * 2 * O * S);
+    }
+  }
+
+  int64_t sums() const { return O * votes_dim_ * S; }  // numbers in a tile's sums s
+  // Without a prior and a mask the first couplings are all equal.
+  bool uniform_start() const { return in_.prior == nullptr && in_.mask == nullptr; }
+  T uniform_coupling() const { return T(1) / T(max(in_.over_in ? I : O, 1) + (in_.leaky ? 1 : 0)); }
+
+  void start_group(int64_t group) {
+    first_tile_ = group * group_tiles_;
+    tiles_ = min(group_tiles_, max(ceil_div(in_.batch, S), 1) - first_tile_);
+  }
+  int64_t sample(int64_t tile) const { return (first_tile_ + tile) * S; }
+  int count(int64_t tile) const { return int(min(S, in_.batch - sample(tile))); }
+  int64_t chunk_begin(int64_t chunk) const { return I * chunk / chunks_; }
+
+  // visit(tile, begin, end) for every tile and every block of the chunk's in-capsules.
+  template <class Visit>
+  void sweep(int64_t chunk, const Visit& visit) const {
+    const int64_t step = max(block_weight_bytes / max(O * E * D * int64_t(sizeof(T)), 1), 1);
+    const int64_t end = chunk_begin(chunk + 1);
+    for (int64_t i = chunk_begin(chunk); i < end; i += step)
+      for (int64_t tile = 0; tile < tiles_; ++tile) visit(tile, i, min(i + step, end));
+  }
+
+  const T* weight(int64_t i, int64_t j) const {
+    return static_cast<const T*>(in_.weight) + j * so_ + i * si_;
+  }
+  T* u(int64_t tile, int64_t i) const { return u_ + (tile * I + i) * D * S; }
+
+  void pack_u(const Parallel& parallel) {
+    parallel_for(parallel, int(chunks_), [&](int chunk) {
+      for (int64_t tile = 0; tile < tiles_; ++tile)
+        for (int64_t i = chunk_begin(chunk); i < chunk_begin(chunk + 1); ++i) {
+          const T* from = static_cast<const T*>(in_.u) + sample(tile) * in_.u_stride[0] +
+                          i * in_.u_stride[1];
+          for (int64_t d = 0; d < D; ++d)
+            P::gather(from + d * in_.u_stride[2], in_.u_stride[0], count(tile))
+                .store(u(tile, i) + d * S);
+        }
+    });
+  }
+
+  // The votes of in-capsule i into votes_, and their dot products with DOTS sets of vectors
+  // [O, votes_dim] into dots_ [DOTS, O].
+  template <int DOTS>
+  void vote(int chunk, int64_t tile, int64_t i, const T* first, const T* second) {
+    T* votes = votes_ + chunk * O * E * S;
+    T* dots = dots_ + chunk * 2 * O * S;
+    const T* x = u(tile, i);
+    for (int64_t j = 0; j < O; ++j) {
+      P a = P::fill(T(0)), b = a;
+      const auto meet = [&](int64_t e, const P& vote) {
+        const int64_t at = (j * votes_dim_ + e) * S;
+        a += vote * P::load(first + at);
+        if (DOTS == 2) b += vote * P::load(second + at);
+      };
+      if (in_.shared) {
+        for (int64_t d = 0; d < D; ++d) meet(d, P::load(x + d * S));
+      } else {
+        product<P>({E, se_, 1, 0, D, sd_}, weight(i, j), x, [&](int64_t e, const P& vote) {
+          vote.store(votes + (j * E + e) * S);
+          meet(e, vote);
+        });
+      }
+      a.store(dots + j * S);
+      if (DOTS == 2) b.store(dots + (O + j) * S);
+    }
+  }
+  const T* votes(int chunk, int64_t tile, int64_t i, int64_t j) const {
+    return in_.shared ? u(tile, i) : votes_ + (chunk * O + j) * E * S;
+  }
+
+  P prior(int64_t tile, int64_t i, int64_t j) const {
+    const T* p = static_cast<const T*>(in_.prior) + i * O + j;
+    return in_.prior_per_sample ? P::gather(p + sample(tile) * I * O, I * O, count(tile))
+                                : P::fill(*p);
+  }
+  P mask(int64_t tile, int64_t i) const {
+    if (in_.mask == nullptr) return P::fill(T(1));
+    const T* p = static_cast<const T*>(in_.mask) + i;
+    return in_.mask_per_sample ? P::gather(p + sample(tile) * I, I, count(tile)) : P::fill(*p);
+  }
+  void add_prior(int64_t tile, int64_t i, T* logits) const {
+    if (in_.prior != nullptr)
+      for (int64_t j = 0; j < O; ++j)
+        (P::load(logits + j * S) + prior(tile, i, j)).store(logits + j * S);
+  }
+
+  // Turns the dot products of in-capsule i with v into the softmax of its logits, in place.
+  void softmax(int64_t tile, int64_t i, T* logits) const {
+    add_prior(tile, i, logits);
+    if (in_.over_in) {
+      const T* stats = stats_ + tile * 2 * O * S;
+      for (int64_t j = 0; j < O; ++j) {
+        const P largest = P::load(stats + 2 * j * S), rest = P::load(stats + (2 * j + 1) * S);
+        (P::exp(P::load(logits + j * S) - largest) * rest).store(logits + j * S);
+      }
+      return;
+    }
+    P largest = in_.leaky ? P::fill(T(0)) : P::load(logits);
+    for (int64_t j = 0; j < O; ++j) largest = P::max(P::load(logits + j * S), largest);
+    P sum = in_.leaky ? P::exp(P::fill(T(0)) - largest) : P::fill(T(0));
+    for (int64_t j = 0; j < O; ++j) {
+      const P e = P::exp(P::load(logits + j * S) - largest);
+      e.store(logits + j * S);
+      sum += e;
+    }
+    const P inverse = P::fill(T(1)) / sum;
+    for (int64_t j = 0; j < O; ++j) (P::load(logits + j * S) * inverse).store(logits + j * S);
+  }
+
+  // sums_j += factor_j votes_ij
+  void add_votes(int chunk, int64_t tile, int64_t i, const T* factors, T* sums) const {
+    for (int64_t j = 0; j < O; ++j) {
+      const P factor = P::load(factors + j * S);
+      const T* from = votes(chunk, tile, i, j);
+      T* to = sums + j * votes_dim_ * S;
+      for (int64_t e = 0; e < votes_dim_; ++e)
+        (P::load(to + e * S) + factor * P::load(from + e * S)).store(to + e * S);
+    }
+  }
+
+  // A softmax over the in-capsules needs the largest logit and the sum of exponentials of each
+  // (sample, out-capsule) before any coefficient is known: one more pass, kept running per chunk.
+  // The largest starts at a finite number, so that logits of -inf get a coefficient of 0.
+  void find_stats(const Parallel& parallel, const T* v) {
+    constexpr T lowest = sizeof(T) == 4 ? T(-3.4e38) : T(-1.7e308);
+    parallel_for(parallel, int(chunks_), [&](int chunk) {
+      T* chunk_stats = partial_stats_ + chunk * group_tiles_ * 2 * O * S;
+      for (int64_t k = 0; k < tiles_ * O; ++k) {
+        P::fill(lowest).store(chunk_stats + 2 * k * S);
+        P::fill(T(0)).store(chunk_stats + (2 * k + 1) * S);
+      }
+      T* logits = dots_ + chunk * 2 * O * S;
+      sweep(chunk, [&](int64_t tile, int64_t begin, int64_t end) {
+        T* stats = chunk_stats + tile * 2 * O * S;
+        for (int64_t i = begin; i < end; ++i) {
+          vote<1>(chunk, tile, i, v + tile * sums(), nullptr);
+          add_prior(tile, i, logits);
+          for (int64_t j = 0; j < O; ++j)
+            merge_stats(stats + 2 * j * S, P::load(logits + j * S), P::fill(T(1)));
+        }
+      });
+    });
+    for (int64_t tile = 0; tile < tiles_; ++tile)
+      for (int64_t j = 0; j < O; ++j) {
+        T* stats = stats_ + (tile * O + j) * 2 * S;
+        P::fill(in_.leaky ? T(0) : lowest).store(stats);
+        P::fill(in_.leaky ? T(1) : T(0)).store(stats + S);
+        for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+          const T* more = partial_stats_ + ((chunk * group_tiles_ + tile) * O + j) * 2 * S;
+          merge_stats(stats, P::load(more), P::load(more + S));
+        }
+        (P::fill(T(1)) / P::load(stats + S)).store(stats + S);
+      }
+  }
+  static void merge_stats(T* stats, const P& largest, const P& sum) {
+    const P before = P::load(stats), now = P::max(largest, before);
+    (P::load(stats + S) * P::exp(before - now) + sum * P::exp(largest - now)).store(stats + S);
+    now.store(stats);
+  }
+
+  T* partial(int64_t chunk, int64_t tile) const {
+    return partial_ + (chunk * group_tiles_ + tile) * sums();
+  }
+  static void clear(T* x, int64_t numbers) {
+    for (int64_t k = 0; k < numbers; k += S) P::fill(T(0)).store(x + k);
+  }
+  static void add(T* to, const T* x, int64_t numbers) {
+    for (int64_t k = 0; k < numbers; k += S) (P::load(to + k) + P::load(x + k)).store(to + k);
+  }
+  // The chunks' partial sums, added up into those of chunk 0.
+  T* total(int64_t tile) const {
+    for (int64_t chunk = 1; chunk < chunks_; ++chunk)
+      add(partial(0, tile), partial(chunk, tile), sums());
+    return partial(0, tile);
+  }
+
+  // Between out-capsule j's own space and that of the votes.
+  void from_vote_space(int64_t j, const T* x, T* out) const {
+    if (in_.shared)
+      product<P>({E, se_, 1, 0, D, sd_}, weight(0, j), x,
+                 [&](int64_t e, const P& y) { y.store(out + e * S); });
+    else
+      for (int64_t e = 0; e < E; ++e) P::load(x + e * S).store(out + e * S);
+  }
+  void to_vote_space(int64_t j, const T* x, T* out) const {
+    if (in_.shared)
+      product<P>({D, sd_, 1, 0, E, se_}, weight(0, j), x,
+                 [&](int64_t d, const P& y) { y.store(out + d * S); });
+    else
+      for (int64_t e = 0; e < E; ++e) P::load(x + e * S).store(out + e * S);
+  }
+
+  static P dot(const T* a, const T* b, int64_t n) {
+    P sum = P::fill(T(0));
+    for (int64_t k = 0; k < n; ++k) sum += P::load(a + k * S) * P::load(b + k * S);
+    return sum;
+  }
+  // The squash's factors f and h of each lane.
+  static void squash_of(SquashKind kind, double eps, const P& q, P& f, P& h) {
+    alignas(64) T squares[S], fs[S], hs[S];
+    q.store(squares);
+    for (int l = 0; l < S; ++l) {
+      const SquashFactors<T> factors = squash_factors(kind, squares[l], T(eps));
+      fs[l] = factors.f;
+      hs[l] = factors.h;
+    }
+    f = P::load(fs);
+    h = P::load(hs);
+  }
+
+  const RoutingInputs& in_;
+  const int64_t I, O, D, E, votes_dim_, so_, si_, se_, sd_;
+  int64_t groups_, group_tiles_, chunks_, first_tile_ = 0, tiles_ = 0;
+  T *u_, *votes_, *dots_, *partial_, *partial_stats_ = nullptr, *stats_ = nullptr;
+};
+
+}  // namespace
+}  // namespace LAMINA_ISA
+}  // namespace lamina
