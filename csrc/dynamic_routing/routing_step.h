@@ -47,25 +47,6 @@ struct Matrix {
   int64_t rows, row_stride, outer, outer_stride, depth, depth_stride;
 };
 
-template <int ROWS, class P, class T, class Emit>
-LAMINA_INLINE void product_rows(const Matrix& m, const T* a, int64_t row, const T* x,
-                                const Emit& emit) {
-  P sum[ROWS];
-#pragma GCC unroll 8
-  for (int r = 0; r < ROWS; ++r) sum[r] = P::fill(T(0));
-  a += row * m.row_stride;
-  for (int64_t o = 0; o < m.outer; ++o, a += m.outer_stride) {
-    const T* column = a;
-    for (int64_t k = 0; k < m.depth; ++k, column += m.depth_stride, x += P::samples) {
-      const P right = P::load(x);
-#pragma GCC unroll 8
-      for (int r = 0; r < ROWS; ++r) sum[r] += column[r * m.row_stride] * right;
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < ROWS; ++r) emit(row + r, sum[r]);
-}
-
 template <int N>
 struct Count {
   static constexpr int value = N;
@@ -81,12 +62,39 @@ LAMINA_INLINE void in_blocks(int64_t n, const F& f) {
   if (k < n) f(Count<1>{}, k);
 }
 
+template <int ROWS, int STRIDE, class P, class T, class Emit>
+LAMINA_INLINE void product_rows(const Matrix& m, const T* a, int64_t row, const T* x,
+                                const Emit& emit) {
+  const int64_t stride = STRIDE > 0 ? STRIDE : m.row_stride;
+  P sum[ROWS];
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; ++r) sum[r] = P::fill(T(0));
+  a += row * stride;
+  for (int64_t o = 0; o < m.outer; ++o, a += m.outer_stride) {
+    const T* column = a;
+    for (int64_t k = 0; k < m.depth; ++k, column += m.depth_stride, x += P::samples) {
+      const P right = P::load(x);
+#pragma GCC unroll 8
+      for (int r = 0; r < ROWS; ++r) sum[r] += column[r * stride] * right;
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; ++r) emit(row + r, sum[r]);
+}
+
 // emit(row, sum over the columns of a[row, column] x[column]); the packs x lie one after another.
+// Row strides known to the compiler leave the registers to the sums.
 template <class P, class T, class Emit>
 LAMINA_INLINE void product(const Matrix& m, const T* a, const T* x, const Emit& emit) {
-  in_blocks<P>(m.rows, [&](auto size, int64_t row) {
-    product_rows<decltype(size)::value, P>(m, a, row, x, emit);
-  });
+  const auto with_stride = [&](auto stride) {
+    in_blocks<P>(m.rows, [&](auto size, int64_t row) {
+      product_rows<decltype(size)::value, decltype(stride)::value, P>(m, a, row, x, emit);
+    });
+  };
+  if (m.row_stride == 1) return with_stride(Count<1>{});
+  if (m.row_stride == 8) return with_stride(Count<8>{});
+  if (m.row_stride == 16) return with_stride(Count<16>{});
+  with_stride(Count<0>{});
 }
 
 template <class T, class P>
@@ -242,6 +250,7 @@ class RoutingStep {
       const P factor = P::load(factors + j * S);
       const T* from = votes(chunk, tile, i, j);
       T* to = sums + j * votes_dim_ * S;
+#pragma GCC unroll 4
       for (int64_t e = 0; e < votes_dim_; ++e)
         (P::load(to + e * S) + factor * P::load(from + e * S)).store(to + e * S);
     }
