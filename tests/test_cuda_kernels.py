@@ -12,8 +12,8 @@ import torch
 
 from host_shim.build import build
 from lamina.activations import ACTIVATIONS
-from lamina.layers.dynamic_routing import reference as routing_reference
-from lamina.layers.routing_pass import reference as routing_pass_reference
+from lamina.layers.dynamic_routing import route as routing_reference
+from lamina.layers.routing_pass import step as routing_pass_reference
 from lamina.layers.squash import KINDS as SQUASHES
 from lamina.layers.squash import reference as squash_reference
 

@@ -43,6 +43,11 @@ inline Tensor empty_bytes(const Tensor& like, std::vector<int64_t> sizes) {
   return torch::stable::new_empty(like, sizes, ScalarType::Byte);
 }
 
+// Asking first is cheaper: libtorch's own contiguous() is a call through the dispatcher.
+inline Tensor contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
 // Elements that fill a block of memory without gaps or overlaps, in whatever order of dimensions.
 // Such a tensor can be walked as one flat array.
 inline bool is_dense(const Tensor& tensor) {

@@ -35,10 +35,10 @@ struct RoutingForward {
   SquashKind squash;
   double eps;
   const void* bias;
-  const void* v;         // routing pass only, may be null
-  void* s;               // [iterations, B, O, E] or null; routing pass: its result [B, O, E]
-  void* output;          // [B, O, E], dynamic routing only
-  void* couplings;       // [B, I, O] or null
+  const void* v;    // routing pass only, may be null
+  void* s;          // [iterations, B, O, E] or null; routing pass: its result [B, O, E]
+  void* output;     // [B, O, E], dynamic routing only
+  void* couplings;  // [B, I, O] or null
 };
 
 struct RoutingBackward {

@@ -1,5 +1,4 @@
 #include "dynamic_routing/dynamic_routing_kernels.h"
-
 #include "dynamic_routing/routing_step.h"
 
 namespace lamina {
@@ -11,10 +10,10 @@ constexpr int64_t block_bytes = 320 << 10;
 // Couplings kept between the passes; more where the weight itself is larger.
 constexpr int64_t kept_bytes = 24 << 20;
 
-// First the passes t = iterations - 1 .. stop, each of which needs the R of the one before. They keep
-// c and beta of every (sample, in-capsule, out-capsule), so that the last pass gets by without votes:
-// X_ij = sum_t c^t sbar^t_j + beta^t v^t_j (the scale is in v), and one task owns an in-capsule's
-// grad_u and grad_weight for all samples of the group.
+// First the passes t = iterations - 1 .. stop, each of which needs the R of the one before. They
+// keep c and beta of every (sample, in-capsule, out-capsule), so that the last pass gets by without
+// votes: X_ij = sum_t c^t sbar^t_j + beta^t v^t_j (the scale is in v), and one task owns an
+// in-capsule's grad_u and grad_weight for all samples of the group.
 template <class T, class P>
 class Backward : RoutingStep<T, P> {
   using Step = RoutingStep<T, P>;
@@ -83,7 +82,8 @@ class Backward : RoutingStep<T, P> {
         if (in_.shared)
           shared_grad_u(begin, end);
         else
-          for (int64_t i = begin; i < end; i += block()) differentiate(task, i, min(i + block(), end));
+          for (int64_t i = begin; i < end; i += block())
+            differentiate(task, i, min(i + block(), end));
       });
       if (in_.shared && args_.grad_weight != nullptr)
         parallel_for(parallel, int(O), [&](int j) { shared_grad_weight(j); });
@@ -106,17 +106,21 @@ class Backward : RoutingStep<T, P> {
         args.detach_votes && args.grad_bias == nullptr && args.grad_prior == nullptr;
     return int(max(first(args), last_only ? steps(args) - 1 : 0));
   }
-  static int slots(const RoutingBackward& args) { return int(max(2 * (steps(args) - stop(args)), 0)); }
+  static int slots(const RoutingBackward& args) {
+    return int(max(2 * (steps(args) - stop(args)), 0));
+  }
   static int64_t kept_limit(const RoutingInputs& in) {
     const int64_t size = in.f64 ? 8 : 4;
-    return max(kept_bytes, (in.shared ? 1 : in.in_capsules) * in.out_capsules * in.out_dim *
-                               in.in_dim * size);
+    return max(kept_bytes,
+               (in.shared ? 1 : in.in_capsules) * in.out_capsules * in.out_dim * in.in_dim * size);
   }
   int64_t tasks() const { return max(min(threads_, Step::chunks_), 1); }
   int64_t block() const {
     return max(min(block_bytes / max(Step::group_tiles_ * own_ * int64_t(sizeof(T)), 1), I), 1);
   }
-  int64_t at(int64_t t, int64_t tile_numbers) const { return t * Step::group_tiles_ * tile_numbers; }
+  int64_t at(int64_t t, int64_t tile_numbers) const {
+    return t * Step::group_tiles_ * tile_numbers;
+  }
   T* kept(int64_t tile, int64_t i, int slot) const {
     return kept_ + ((tile * I + i) * slots_ + slot) * O * S;
   }
@@ -281,7 +285,8 @@ class Backward : RoutingStep<T, P> {
 
   // sum += sum over the terms of coefficient_ij vector_j, for N dimensions from e on.
   template <int N>
-  LAMINA_INLINE void add_terms(int64_t tile, const T* kept, int64_t j, int64_t e, P (&sum)[N]) const {
+  LAMINA_INLINE void add_terms(int64_t tile, const T* kept, int64_t j, int64_t e,
+                               P (&sum)[N]) const {
     const int64_t from = tile * Step::sums() + (j * votes_dim_ + e) * S;
     for (int k = 0; k < term_count_; ++k) {
       const P factor = P::load(kept + (terms_[k].slot * O + j) * S);
@@ -330,7 +335,8 @@ class Backward : RoutingStep<T, P> {
 
   // w[e, d] (+)= sum over tiles and lanes of x[e] y[d]: as many sums as a vector has lanes at once,
   // so that one tree of additions ends them all.
-  void outer_products(const T* x, int64_t x_tile, const T* y, int64_t y_tile, T* w, bool add) const {
+  void outer_products(const T* x, int64_t x_tile, const T* y, int64_t y_tile, T* w,
+                      bool add) const {
     constexpr int rows = P::width >= 16 ? 4 : P::width >= 4 ? 2 : 1, columns = P::width / rows;
     using Vec = typename P::Vec;
     for (int64_t e = 0; e < E; e += rows)
@@ -360,7 +366,8 @@ class Backward : RoutingStep<T, P> {
         const Vec totals = lane_sums<P>(sum);
         for (int r = 0; r < min(rows, E - e); ++r)
           for (int c = 0; c < min(columns, D - d); ++c) {
-            T& to = w[(e + r) * args_.grad_weight_stride[2] + (d + c) * args_.grad_weight_stride[3]];
+            T& to =
+                w[(e + r) * args_.grad_weight_stride[2] + (d + c) * args_.grad_weight_stride[3]];
             to = (add ? to : T(0)) + totals[r * columns + c];
           }
       }

@@ -1,5 +1,4 @@
 #include "dynamic_routing/dynamic_routing_kernels.h"
-
 #include "dynamic_routing/routing_step.h"
 
 namespace lamina {
@@ -12,8 +11,7 @@ class Forward : RoutingStep<T, P> {
   using Step::D, Step::E, Step::I, Step::in_, Step::O, Step::S, Step::votes_dim_;
 
  public:
-  Forward(const RoutingForward& args, Arena arena)
-      : Step(args.inputs, 0, 1, 2), args_(args) {
+  Forward(const RoutingForward& args, Arena arena) : Step(args.inputs, 0, 1, 2), args_(args) {
     Step::lay_out(arena);
     arena.take(v_, Step::group_tiles_ * Step::sums());
     arena.take(s_, Step::group_tiles_ * (E + votes_dim_) * S);
@@ -111,8 +109,7 @@ class Forward : RoutingStep<T, P> {
       const int count = Step::count(tile);
       for (int64_t e = 0; e < E; ++e) {
         P x = (uniform ? Step::uniform_coupling() : T(1)) * P::load(s + e * S);
-        if (args_.bias != nullptr)
-          x += P::fill(static_cast<const T*>(args_.bias)[j * E + e]);
+        if (args_.bias != nullptr) x += P::fill(static_cast<const T*>(args_.bias)[j * E + e]);
         x.store(s + e * S);
         if (args_.s != nullptr)
           x.scatter(static_cast<T*>(args_.s) + t * tensor + at + e, O * E, count);

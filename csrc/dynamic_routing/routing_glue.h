@@ -20,9 +20,8 @@ inline const void* data_or_null(const MaybeTensor& tensor) {
 inline RoutingInputs routing_inputs(const Tensor& u, const Tensor& weight, const MaybeTensor& prior,
                                     const MaybeTensor& mask, const std::string& coupling_dim,
                                     bool leaky, double scale) {
-  STD_TORCH_CHECK(
-      u.scalar_type() == ScalarType::Float || u.scalar_type() == ScalarType::Double,
-      "dynamic routing on the CPU takes float32 and float64");
+  STD_TORCH_CHECK(u.scalar_type() == ScalarType::Float || u.scalar_type() == ScalarType::Double,
+                  "dynamic routing on the CPU takes float32 and float64");
   STD_TORCH_CHECK(u.dim() == 3 && (weight.dim() == 4 || weight.dim() == 3),
                   "dynamic routing takes u [B, I, D] and weight [O, I, E, D] or [O, E, D]");
   const bool shared = weight.dim() == 3;
@@ -71,8 +70,8 @@ void run_routing(size_t bytes, void (*kernel)(const Args&, void*, const Parallel
 }
 
 inline void run_routing_forward(const RoutingForward& args, const Tensor& like) {
-  run_routing(LAMINA_DISPATCH(routing_forward_scratch)(args), LAMINA_DISPATCH(routing_forward), args,
-              torch_threads(), like);
+  run_routing(LAMINA_DISPATCH(routing_forward_scratch)(args), LAMINA_DISPATCH(routing_forward),
+              args, torch_threads(), like);
 }
 
 inline void run_routing_backward(const RoutingBackward& args, const Tensor& like) {

@@ -6,10 +6,10 @@
 
 // What the passes forward and backward share. Samples lie side by side in the lanes of a vector
 // (lanes.h), `samples` of them to a tile. The in-capsules are cut into chunks, one a task: for each
-// in-capsule and tile a task forms the votes in the L1 cache, softmaxes, and adds to partial sums of
-// its own, which are added up in the order of the chunks. So the votes never reach memory, a pass
-// reads W once, and no sum depends on the number of threads. W is only ever broadcast, element by
-// element: it is read in whatever layout it has.
+// in-capsule and tile a task forms the votes in the L1 cache, softmaxes, and adds to partial sums
+// of its own, which are added up in the order of the chunks. So the votes never reach memory, a
+// pass reads W once, and no sum depends on the number of threads. W is only ever broadcast, element
+// by element: it is read in whatever layout it has.
 //
 // With a shared W a pass works on u itself: <W_j u_i, v_j> = <u_i, W_j^T v_j> and
 // sum_i c_ij W_j u_i = W_j sum_i c_ij u_i. The space of the votes is then that of u.
@@ -166,8 +166,8 @@ class RoutingStep {
     parallel_for(parallel, int(chunks_), [&](int chunk) {
       for (int64_t tile = 0; tile < tiles_; ++tile)
         for (int64_t i = chunk_begin(chunk); i < chunk_begin(chunk + 1); ++i) {
-          const T* from = static_cast<const T*>(in_.u) + sample(tile) * in_.u_stride[0] +
-                          i * in_.u_stride[1];
+          const T* from =
+              static_cast<const T*>(in_.u) + sample(tile) * in_.u_stride[0] + i * in_.u_stride[1];
           for (int64_t d = 0; d < D; ++d)
             P::gather(from + d * in_.u_stride[2], in_.u_stride[0], count(tile))
                 .store(u(tile, i) + d * S);

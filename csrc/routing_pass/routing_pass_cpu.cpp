@@ -1,8 +1,7 @@
-#include "routing_pass/routing_pass.h"
-
 #include <torch/csrc/stable/library.h>
 
 #include "dynamic_routing/routing_glue.h"
+#include "routing_pass/routing_pass.h"
 
 namespace lamina {
 namespace {
@@ -29,7 +28,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
   RoutingBackward args{};
   args.inputs = routing_inputs(u, weight, prior, mask, coupling_dim, leaky, scale);
   args.v = data_or_null(v);
-  const Tensor dense = torch::stable::contiguous(grad);
+  const Tensor dense = contiguous(grad);
   args.s = s.data_ptr();
   args.grad = dense.data_ptr();
   RoutingGradients gradients(args, u, weight, prior, needs[0], needs[1], needs[3]);

@@ -11,7 +11,9 @@ from lamina import functional
 from lamina.backends import use_backend
 from lamina.explain import explain
 from lamina.layers.conv2d import Conv2d, Conv2dReLU
+from lamina.layers.dynamic_routing import DynamicRouting
 from lamina.layers.linear import Linear, LinearReLU
+from lamina.layers.squash import Squash
 from lamina.layers.threshold import ThresholdReLU
 
 __version__ = version("lamina")
@@ -19,8 +21,10 @@ __version__ = version("lamina")
 __all__ = [
     "Conv2d",
     "Conv2dReLU",
+    "DynamicRouting",
     "Linear",
     "LinearReLU",
+    "Squash",
     "ThresholdReLU",
     "explain",
     "functional",

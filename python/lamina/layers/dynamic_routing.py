@@ -1,18 +1,40 @@
 """Dynamic routing between capsules (Sabour, Frosst, Hinton 2017, procedure 1), votes never stored.
 
-votes_ij = W_ij u_i;  logits^1 = prior (0)
-c = softmax(logits) * mask_i;  s_j = sum_i c_ij votes_ij + bias_j;  v_j = squash(s_j)
-logits += scale <votes_ij, v_j>                               ... `iterations` times
+    votes_ij = W_ij u_i;  logits = prior
+    `iterations` times:  c = softmax(logits) * mask_i;  s_j = sum_i c_ij votes_ij + bias_j
+                         v_j = squash(s_j);  logits += scale <votes_ij, v_j>
+
+Shapes: u [B, I, D] (in-capsules), weight [O, I, E, D] in any layout, or [O, E, D] where all
+in-capsules share it, v [B, O, E]. Saved: the inputs and s of every iteration; the backward pass
+computes votes and coupling coefficients again. Where u is 0, s and its gradient are 0, not NaN.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from . import squash as _squash
-from .routing_pass import coupling_coefficients, votes_of
+from lamina.backends import choose, kernels
+from lamina.double_backward import partial_gradients
+from lamina.fakes import fake
+from lamina.layers.routing_pass import (
+    bad_routing,
+    coupling_coefficients,
+    dense,
+    oied_view,
+    routing_arguments,
+    votes_of,
+    wants_grad,
+)
+from lamina.layers.squash import check_squash
+from lamina.layers.squash import reference as squash_reference
+from lamina.spec import BadInput, Sample, Spec, Workload
 
 
-def reference(
+def route(
     u: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -27,7 +49,10 @@ def reference(
     squash: str,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """(v [B, O, E], coupling coefficients [B, I, O] of the last iteration, without gradient)."""
+    """The definition, on a weight [O, I, E, D] or [O, E, D].
+
+    (v [B, O, E], coupling coefficients [B, I, O] of the last iteration, without gradient)
+    """
     votes = votes_of(u, weight)
     constant = votes.detach() if detach_votes else votes
     b0 = votes.new_zeros(votes.shape[:3]) if prior is None else prior.expand(votes.shape[:3])
@@ -35,8 +60,419 @@ def reference(
     for t in range(iterations):
         c = coupling_coefficients(logits, mask, coupling_dim, leaky)
         s = torch.einsum("bio,bioe->boe", c, votes if t == iterations - 1 else constant)
-        v = _squash.reference(s if bias is None else s + bias, squash, eps)
+        v = squash_reference(s if bias is None else s + bias, squash, eps)
         if t < iterations - 1:
             agreement = scale * torch.einsum("bioe,boe->bio", constant, v)
             logits = (logits if accumulate else b0) + agreement
     return v, c.detach()
+
+
+def _check_options(op: str, iterations: object, squash: object, eps: object) -> None:
+    if not isinstance(iterations, int) or isinstance(iterations, bool):
+        raise TypeError(f"{op}: iterations must be an int, got {iterations!r}")
+    if iterations < 1:
+        raise ValueError(f"{op}: iterations must be at least 1, got {iterations}")
+    check_squash(op, "squash", squash, eps)
+
+
+def reference(
+    u: Tensor,
+    weight: Tensor,
+    *,
+    iterations: int = 3,
+    bias: Tensor | None = None,
+    prior: Tensor | None = None,
+    mask: Tensor | None = None,
+    coupling_dim: str = "out",
+    detach_votes: bool = False,
+    squash: str = "exact",
+    eps: float = 0.0,
+    weight_layout: str = "oied",
+    return_couplings: bool = False,
+    accumulate: bool = True,
+    scale: float = 1.0,
+    leaky: bool = False,
+    out_capsules: int | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`route` on the arguments of `dynamic_routing`."""
+    _check_options("dynamic_routing", iterations, squash, eps)
+    tensors = routing_arguments(
+        "dynamic_routing", u, weight, ("bias", bias), prior, mask, coupling_dim, scale,
+        weight_layout, out_capsules,
+    )  # fmt: skip
+    options = (iterations, coupling_dim, detach_votes, leaky, accumulate, scale, squash, eps)
+    with torch.autocast(u.device.type, enabled=False):
+        v, couplings = route(*tensors, *options)
+    return (v, couplings) if return_couplings else v
+
+
+@fake("dynamic_routing_forward")
+def _forward_fake(
+    u: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    prior: Tensor | None,
+    mask: Tensor | None,
+    iterations: int,
+    coupling_dim: str,
+    leaky: bool,
+    accumulate: bool,
+    scale: float,
+    squash: str,
+    eps: float,
+    save: bool,
+    return_couplings: bool,
+) -> tuple[Tensor | None, ...]:
+    batch, ins, _ = u.shape
+    outs, out_dim = weight.shape[0], weight.shape[-2]
+    return (
+        u.new_empty(batch, outs, out_dim),
+        u.new_empty(iterations, batch, outs, out_dim) if save else None,
+        u.new_empty(batch, ins, outs) if return_couplings else None,
+    )
+
+
+@fake("dynamic_routing_backward")
+def _backward_fake(
+    grad: Tensor,
+    u: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    prior: Tensor | None,
+    mask: Tensor | None,
+    s: Tensor,
+    coupling_dim: str,
+    detach_votes: bool,
+    leaky: bool,
+    accumulate: bool,
+    scale: float,
+    squash: str,
+    eps: float,
+    needs: list[bool],
+) -> tuple[Tensor | None, ...]:
+    return (
+        u.new_empty(u.shape) if needs[0] else None,
+        torch.empty_like(weight) if needs[1] else None,
+        torch.empty_like(bias) if needs[2] and bias is not None else None,
+        torch.empty_like(prior) if needs[3] and prior is not None else None,
+    )
+
+
+class _DynamicRouting(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        u: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        prior: Tensor | None,
+        mask: Tensor | None,
+        backend: str,
+        return_couplings: bool,
+        detach_votes: bool,
+        iterations: int,
+        *options: Any,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        v, s, couplings = kernels("dynamic_routing", backend).forward(
+            u, weight, bias, prior, mask, iterations, *options, True, return_couplings
+        )
+        ctx.save_for_backward(u, weight, bias, prior, mask, s)
+        ctx.backend, ctx.detach_votes, ctx.options = backend, detach_votes, options
+        if not return_couplings:
+            return v
+        ctx.mark_non_differentiable(couplings)
+        return v, couplings
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *couplings_grad: Tensor) -> tuple[Tensor | None, ...]:
+        u, weight, bias, prior, mask, s = ctx.saved_tensors
+        needs = list(ctx.needs_input_grad[:4])
+        coupling_dim, *rest = ctx.options
+        options = (coupling_dim, ctx.detach_votes, *rest)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            grads = partial_gradients(
+                lambda *tensors: route(*tensors, mask, s.shape[0], *options)[0],
+                (u, weight, bias, prior),
+                needs,
+                grad,
+            )
+        else:
+            grads = kernels("dynamic_routing", ctx.backend).backward(
+                grad, u, weight, bias, prior, mask, s, *options, needs
+            )
+        return *grads, *(None,) * (5 + len(ctx.options))
+
+
+def dynamic_routing(
+    u: Tensor,
+    weight: Tensor,
+    *,
+    iterations: int = 3,
+    bias: Tensor | None = None,
+    prior: Tensor | None = None,
+    mask: Tensor | None = None,
+    coupling_dim: str = "out",
+    detach_votes: bool = False,
+    squash: str = "exact",
+    eps: float = 0.0,
+    weight_layout: str = "oied",
+    return_couplings: bool = False,
+    accumulate: bool = True,
+    scale: float = 1.0,
+    leaky: bool = False,
+    out_capsules: int | None = None,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Route the in-capsules u to out-capsules by agreement.
+
+    Args:
+        u: [B, I, D].
+        weight: [O, I, E, D], or as `weight_layout` says; [O, E, D] is shared by the in-capsules.
+        iterations: how often the coupling coefficients are computed.
+        bias: [O, E], added to s in every iteration.
+        prior: [I, O] or [B, I, O], the routing logits before the first iteration.
+        mask: [I] or [B, I], bool or a constant factor of an in-capsule's coupling coefficients.
+        coupling_dim: "out", a softmax over the out-capsules (the paper's), or "in".
+        detach_votes: the votes are constants except in the last iteration's sum: cheaper, and
+            another gradient than the paper's.
+        squash, eps: which squash, and its eps; see lamina.functional.squash.
+        weight_layout: the weight's dimensions in its own order, "1" for one of size one, "(oe)"
+            for out-capsules and their dimensions in one (`out_capsules` says how many).
+        return_couplings: also return the last coupling coefficients [B, I, O], without gradient.
+        accumulate: False replaces the logits in every iteration instead of adding to them.
+        scale: a factor of the dot products.
+        leaky: one more logit, 0, takes part in the softmax and its coefficient is dropped.
+        backend: see lamina.backends; None lets Lamina choose.
+
+    Returns v [B, O, E]; gradients for u, weight, bias and prior. Computed in float32 or float64;
+    autocast does not lower it. Raises ValueError where shapes, devices or names do not fit,
+    TypeError where dtypes do not.
+    """
+    _check_options("dynamic_routing", iterations, squash, eps)
+    u, weight, bias, prior, mask = routing_arguments(
+        "dynamic_routing", u, weight, ("bias", bias), prior, mask, coupling_dim, scale,
+        weight_layout, out_capsules,
+    )  # fmt: skip
+    rest = (bool(leaky), bool(accumulate), float(scale), squash, float(eps))
+    chosen = choose(SPEC, backend, (u, weight, bias, prior, mask), (iterations, coupling_dim))
+    if chosen == "reference":
+        options = (iterations, coupling_dim, detach_votes, *rest)
+        with torch.autocast(u.device.type, enabled=False):
+            v, couplings = route(u, weight, bias, prior, mask, *options)
+        return (v, couplings) if return_couplings else v
+    bias, prior, mask = dense(bias, prior, mask)
+    if wants_grad(u, weight, bias, prior):
+        return _DynamicRouting.apply(
+            u, weight, bias, prior, mask, chosen, bool(return_couplings), bool(detach_votes),
+            iterations, coupling_dim, *rest,
+        )  # fmt: skip
+    v, _, couplings = kernels("dynamic_routing", chosen).forward(
+        u, weight, bias, prior, mask, iterations, coupling_dim, *rest, False, bool(return_couplings)
+    )
+    return (v, couplings) if return_couplings else v
+
+
+class DynamicRouting(nn.Module):
+    """A layer of `out_capsules` capsules of dimension `out_dim`, routed by agreement.
+
+    Parameters: weight (in the shape of `weight_layout`, so that a state_dict of another
+    implementation fits; a layout without i is shared by the in-capsules), bias [O, E] with
+    bias=True, prior [I, O] with prior=True: learned routing logits. The weight is drawn from
+    N(0, init_std^2), in the order [O, I, E, D] whatever the layout; the bias starts at 0.1, as the
+    authors' does, the prior at 0. The other options are those of `dynamic_routing`.
+    """
+
+    def __init__(
+        self,
+        in_capsules: int,
+        out_capsules: int,
+        in_dim: int,
+        out_dim: int,
+        iterations: int = 3,
+        *,
+        bias: bool = False,
+        prior: bool = False,
+        coupling_dim: str = "out",
+        detach_votes: bool = False,
+        squash: str = "exact",
+        eps: float = 0.0,
+        weight_layout: str = "oied",
+        accumulate: bool = True,
+        scale: float = 1.0,
+        leaky: bool = False,
+        init_std: float = 0.01,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = {"o": out_capsules, "i": in_capsules, "e": out_dim, "d": in_dim}
+        names = ("out_capsules", "in_capsules", "out_dim", "in_dim")
+        for name, size in zip(names, sizes.values(), strict=True):
+            if not isinstance(size, int) or isinstance(size, bool):
+                raise TypeError(f"DynamicRouting: {name} must be an int, got {size!r}")
+            if size < 1:
+                raise ValueError(f"DynamicRouting: {name} must be at least 1, got {size}")
+        _check_options("DynamicRouting", iterations, squash, eps)
+        if coupling_dim not in ("out", "in"):
+            raise ValueError(
+                f"DynamicRouting: coupling_dim is {coupling_dim!r}; it must be 'out' or 'in'"
+            )
+        self.in_capsules, self.out_capsules = in_capsules, out_capsules
+        self.in_dim, self.out_dim = in_dim, out_dim
+        self.iterations, self.weight_layout, self.init_std = iterations, weight_layout, init_std
+        self.options = {
+            "coupling_dim": coupling_dim,
+            "detach_votes": detach_votes,
+            "squash": squash,
+            "eps": eps,
+            "accumulate": accumulate,
+            "scale": scale,
+            "leaky": leaky,
+        }
+        sizes["x"], sizes["1"] = out_capsules * out_dim, 1
+        try:
+            shape = [sizes[name] for name in weight_layout.replace("(oe)", "x")]
+        except KeyError:
+            shape = []  # oied_view says what a layout looks like.
+        factory = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty(shape, **factory))
+        oied_view("DynamicRouting", self.weight, weight_layout, out_capsules)
+        shapes = {"bias": (out_capsules, out_dim), "prior": (in_capsules, out_capsules)}
+        for name, wanted in (("bias", bias), ("prior", prior)):
+            parameter = nn.Parameter(torch.empty(shapes[name], **factory)) if wanted else None
+            self.register_parameter(name, parameter)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw a new weight; bias and prior go back to where they start."""
+        with torch.no_grad():
+            view = oied_view("DynamicRouting", self.weight, self.weight_layout, self.out_capsules)
+            view.copy_(torch.empty_like(view, memory_format=torch.contiguous_format).normal_())
+            view.mul_(self.init_std)
+        if self.bias is not None:
+            nn.init.constant_(self.bias, 0.1)
+        if self.prior is not None:
+            nn.init.zeros_(self.prior)
+
+    def forward(
+        self, u: Tensor, mask: Tensor | None = None, return_couplings: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        return dynamic_routing(
+            u,
+            self.weight,
+            iterations=self.iterations,
+            bias=self.bias,
+            prior=self.prior,
+            mask=mask,
+            weight_layout=self.weight_layout,
+            out_capsules=self.out_capsules,
+            return_couplings=return_couplings,
+            **self.options,
+        )
+
+    def extra_repr(self) -> str:
+        text = (
+            f"in_capsules={self.in_capsules}, out_capsules={self.out_capsules}, "
+            f"in_dim={self.in_dim}, out_dim={self.out_dim}, iterations={self.iterations}, "
+            f"bias={self.bias is not None}, prior={self.prior is not None}, "
+            f"weight_layout={self.weight_layout!r}"
+        )
+        return text + "".join(f", {name}={value!r}" for name, value in self.options.items())
+
+
+def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=dtype, device=device)
+
+    def leaf(tensor: Tensor) -> Tensor:
+        return tensor.detach().requires_grad_()
+
+    def sample(name: str, b: int, i: int, o: int, d: int, e: int, **kwargs: Any) -> Sample:
+        weight = draw(o, e, d) if kwargs.get("weight_layout") == "oed" else draw(o, i, e, d)
+        return Sample(name, (leaf(draw(b, i, d)), leaf(weight)), kwargs)
+
+    yield sample("small", 2, 3, 2, 2, 3)
+    yield sample("detached votes", 2, 3, 2, 2, 3, detach_votes=True)
+    yield sample("over the in-capsules", 2, 3, 2, 2, 3, coupling_dim="in")
+    yield sample("shared weight", 2, 4, 3, 2, 2, weight_layout="oed")
+    yield sample("one iteration", 2, 3, 2, 2, 3, iterations=1)
+    yield sample("replaced logits", 2, 3, 2, 2, 3, iterations=4, accumulate=False, scale=0.7)
+    yield sample("leaky", 2, 3, 2, 2, 3, leaky=True)
+    for kind in ("sqrt_eps", "norm_eps", "exp"):
+        yield sample(kind, 2, 3, 2, 2, 3, squash=kind, eps=1e-3)
+    yield sample("one of each", 1, 1, 1, 1, 1)
+    yield sample("more than a tile", 19, 23, 5, 8, 16)
+    yield sample("odd sizes", 9, 11, 3, 5, 7, iterations=2)
+    yield sample("empty batch", 0, 3, 2, 2, 3)
+    extras = {
+        "bias": {"bias": leaf(draw(4, 2))},
+        "prior": {"prior": leaf(draw(5, 4))},
+        "prior of each sample": {"prior": leaf(draw(3, 5, 4)), "coupling_dim": "in"},
+        "mask": {"mask": torch.arange(5, device=device) % 2 == 0},
+        "mask of each sample": {"mask": (torch.arange(15, device=device) < 11).view(3, 5)},
+        "detached, bias and prior": {
+            "bias": leaf(draw(4, 2)),
+            "prior": leaf(draw(5, 4)),
+            "detach_votes": True,
+        },
+    }
+    for name, kwargs in extras.items():
+        yield sample(name, 3, 5, 4, 3, 2, **kwargs)
+    u = leaf(draw(3, 5, 2))
+    layouts = {"idoe": (5, 2, 3, 4), "oide": (3, 5, 2, 4), "1ioed": (1, 5, 3, 4, 2)}
+    for layout, shape in layouts.items():
+        yield Sample(layout, (u, leaf(draw(*shape))), {"weight_layout": layout})
+    merged = {"weight_layout": "id(oe)", "out_capsules": 3}
+    yield Sample("id(oe)", (u, leaf(draw(5, 2, 12))), merged)
+    yield Sample("zero input", (leaf(torch.zeros_like(u)), leaf(draw(3, 5, 4, 2))))
+    yield Sample("expanded u", (leaf(draw(1, 5, 2).expand(3, 5, 2)), leaf(draw(3, 5, 4, 2))))
+    yield Sample("strided u", (leaf(draw(6, 10, 4)[::2, ::2, ::2]), leaf(draw(3, 5, 4, 2))))
+    frozen = draw(3, 5, 4, 2)
+    yield Sample("frozen weight", (u, frozen))
+    yield Sample("frozen u", (u.detach(), leaf(frozen)))
+
+
+def _bad_inputs(device: torch.device) -> Iterator[BadInput]:
+    yield from bad_routing("dynamic_routing", device)
+    tensors = (torch.ones(2, 3, 4, device=device), torch.ones(5, 3, 6, 4, device=device))
+    for name, error, match, kwargs in (
+        ("bias", ValueError, r"bias must have shape \(5, 6\), got", {"bias": tensors[0]}),
+        ("no iterations", ValueError, "iterations must be at least 1, got 0", {"iterations": 0}),
+        ("iterations", TypeError, "iterations must be an int, got 1.5", {"iterations": 1.5}),
+        ("squash", ValueError, "squash is 'l2'; it must be one of", {"squash": "l2"}),
+        ("eps", ValueError, "eps must not be negative", {"squash": "exp", "eps": -1.0}),
+    ):
+        yield BadInput(name, tensors, error, match, kwargs)
+
+
+def _workload(b: int, i: int, o: int, d: int, e: int) -> Workload:
+    name = f"{b}x{i}x{o}x{d}x{e}"
+
+    def build(dtype: torch.dtype, device: torch.device) -> Sample:
+        u = torch.randn(b, i, d, dtype=dtype, device=device)
+        weight = torch.randn(o, i, e, d, dtype=dtype, device=device) * 0.05
+        return Sample(name, (u.requires_grad_(), weight.requires_grad_()))
+
+    # With the votes stored: once computed, then met by s and v in each of three iterations.
+    votes = b * i * o * e
+    elements = b * i * d + o * i * e * d + b * o * e
+    return Workload(name, build, flops=votes * (2 * d + 10), elements=elements)
+
+
+SPEC = Spec(
+    name="dynamic_routing",
+    functional=dynamic_routing,
+    reference=reference,
+    samples=_samples,
+    bad_inputs=_bad_inputs,
+    workloads=tuple(
+        _workload(*shape)
+        for shape in (
+            (128, 1152, 10, 8, 16),
+            (32, 2048, 32, 16, 16),
+            (8, 64, 10, 8, 16),
+            (1, 1152, 10, 8, 16),
+        )
+    ),
+    dtypes=(torch.float64, torch.float32),
+)

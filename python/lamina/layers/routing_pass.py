@@ -1,13 +1,28 @@
 """routing_pass: one step of dot-product routing, the primitive behind dynamic routing.
 
-    votes_ij = W_ij u_i;  c = softmax(prior + scale <votes_ij, v_j>) * mask_i;  s_j = sum_i c_ij votes_ij
+    votes_ij = W_ij u_i;  c = softmax(prior + scale <votes_ij, v_j>) * mask_i
+    s_j = sum_i c_ij votes_ij
 
 Inverted dot-product attention, k-means-like and self-attention routing are this step and ordinary
-PyTorch on small [B, O, E] tensors. The votes [B, I, O, E] are never stored.
+PyTorch on small [B, O, E] tensors. The votes [B, I, O, E] are never stored. Saved: inputs and s.
+
+Shapes: u [B, I, D] (in-capsules), weight [O, I, E, D] in any layout, or [O, E, D] where all
+in-capsules share it, v and s [B, O, E].
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from lamina.backends import choose, kernels
+from lamina.checks import autocast_dtype, cast, check_alike, check_floating
+from lamina.double_backward import partial_gradients
+from lamina.fakes import fake
+from lamina.spec import BadInput, Sample, Spec, Workload
 
 
 def votes_of(u: Tensor, weight: Tensor) -> Tensor:
@@ -32,7 +47,7 @@ def coupling_coefficients(
     return c if mask is None else c * mask.unsqueeze(-1)
 
 
-def reference(
+def step(
     u: Tensor,
     weight: Tensor,
     v: Tensor | None,
@@ -42,9 +57,332 @@ def reference(
     leaky: bool,
     scale: float,
 ) -> Tensor:
+    """The definition, on a weight [O, I, E, D] or [O, E, D]."""
     votes = votes_of(u, weight)
     logits = votes.new_zeros(votes.shape[:3]) if prior is None else prior.expand(votes.shape[:3])
     if v is not None:
         logits = logits + scale * torch.einsum("bioe,boe->bio", votes, v)
     c = coupling_coefficients(logits, mask, coupling_dim, leaky)
     return torch.einsum("bio,bioe->boe", c, votes)
+
+
+def oied_view(op: str, weight: Tensor, layout: str, out_capsules: int | None) -> Tensor:
+    """The weight as a view [O, I, E, D], or [O, E, D] where its layout names no i.
+
+    A layout names the dimensions by the letters o, i, e, d; 1 is a dimension of size one, and (oe)
+    is one dimension that holds out-capsules and their dimensions, for `out_capsules` of them.
+    """
+    names = layout.replace("(oe)", "x").replace("1", "")
+    letters = "".join(sorted(names.replace("x", "oe")))
+    if letters not in ("deio", "deo"):
+        raise ValueError(
+            f"{op}: weight_layout is {layout!r}; it must name o, e, d and, unless the weight is "
+            "shared, i, as in 'oied', 'idoe', '1oied', 'id(oe)' or 'oed'"
+        )
+    dims = layout.replace("(oe)", "x")
+    if weight.dim() != len(dims) or any(
+        size != 1 for name, size in zip(dims, weight.shape) if name == "1"
+    ):
+        raise ValueError(
+            f"{op}: weight of shape {tuple(weight.shape)} does not have the layout {layout!r}"
+        )
+    for position in reversed(range(len(dims))):
+        if dims[position] == "1":
+            weight = weight.squeeze(position)
+    if "x" in names:
+        position = names.index("x")
+        if not out_capsules or weight.shape[position] % out_capsules:
+            raise ValueError(
+                f"{op}: a weight of layout {layout!r} needs out_capsules, a divisor of its "
+                f"dimension of size {weight.shape[position]}, got {out_capsules}"
+            )
+        weight = weight.unflatten(position, (out_capsules, -1))
+        names = names.replace("x", "oe")
+    return weight.permute([names.index(name) for name in ("oied" if "i" in names else "oed")])
+
+
+def _check_shape(op: str, name: str, tensor: Tensor, u: Tensor, *shapes: tuple[int, ...]) -> None:
+    check_floating(op, name, tensor)
+    if tuple(tensor.shape) not in shapes:
+        wanted = " or ".join(map(str, shapes))
+        raise ValueError(f"{op}: {name} must have shape {wanted}, got {tuple(tensor.shape)}")
+    check_alike(op, name, tensor, "u", u)
+
+
+def routing_arguments(
+    op: str,
+    u: Tensor,
+    weight: Tensor,
+    vector: tuple[str, Tensor | None],
+    prior: Tensor | None,
+    mask: Tensor | None,
+    coupling_dim: str,
+    scale: float,
+    weight_layout: str,
+    out_capsules: int | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """(u, weight as [O, I, E, D] or [O, E, D], vector, prior, mask), checked.
+
+    `vector` is the op's fourth tensor and its name: v [B, O, E] or bias [O, E]. A mask becomes of
+    the dtype of u. Routing is computed in float32 at least: autocast does not lower it.
+    """
+    name, other = vector
+    check_floating(op, "u", u)
+    check_floating(op, "weight", weight)
+    if autocast_dtype(u) is not None:
+        u, weight = cast(u, torch.float32), cast(weight, torch.float32)
+        other, prior = cast(other, torch.float32), cast(prior, torch.float32)
+    if u.dim() != 3:
+        raise ValueError(f"{op}: u must be [B, I, D], got shape {tuple(u.shape)}")
+    check_alike(op, "weight", weight, "u", u)
+    weight = oied_view(op, weight, weight_layout, out_capsules)
+    batch, ins, in_dim = u.shape
+    outs, out_dim = weight.shape[0], weight.shape[-2]
+    if weight.shape[-1] != in_dim or (weight.dim() == 4 and weight.shape[1] != ins):
+        had = "I, D" if weight.dim() == 4 else "D"
+        has = (*weight.shape[1:-2], weight.shape[-1])
+        raise ValueError(
+            f"{op}: weight of layout {weight_layout!r} is for {had} = {', '.join(map(str, has))}, "
+            f"u of shape {tuple(u.shape)} has I, D = {ins}, {in_dim}"
+        )
+    if 0 in (ins, in_dim, outs, out_dim):
+        raise ValueError(
+            f"{op}: there must be capsules: I, D, O, E = {ins}, {in_dim}, {outs}, {out_dim}"
+        )
+    if other is not None:
+        wanted = (batch, outs, out_dim) if name == "v" else (outs, out_dim)
+        _check_shape(op, name, other, u, wanted)
+    if prior is not None:
+        _check_shape(op, "prior", prior, u, (ins, outs), (batch, ins, outs))
+    if mask is not None:
+        if not isinstance(mask, Tensor):
+            raise TypeError(f"{op}: mask must be a Tensor, got {type(mask).__name__}")
+        if mask.requires_grad:
+            raise ValueError(f"{op}: mask is a constant: it must not require grad")
+        mask = mask.to(u.dtype)
+        _check_shape(op, "mask", mask, u, (ins,), (batch, ins))
+    if coupling_dim not in ("out", "in"):
+        raise ValueError(f"{op}: coupling_dim is {coupling_dim!r}; it must be 'out' or 'in'")
+    if not isinstance(scale, (int, float)):
+        raise TypeError(f"{op}: scale must be a number, got {type(scale).__name__}")
+    return u, weight, other, prior, mask
+
+
+def dense(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """What the kernels ask of every tensor but u and weight."""
+    return tuple(None if t is None else t.contiguous() for t in tensors)
+
+
+def wants_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def reference(
+    u: Tensor,
+    weight: Tensor,
+    v: Tensor | None = None,
+    *,
+    prior: Tensor | None = None,
+    mask: Tensor | None = None,
+    coupling_dim: str = "out",
+    leaky: bool = False,
+    scale: float = 1.0,
+    weight_layout: str = "oied",
+    out_capsules: int | None = None,
+) -> Tensor:
+    """`step` on the arguments of `routing_pass`."""
+    tensors = routing_arguments(
+        "routing_pass", u, weight, ("v", v), prior, mask, coupling_dim, scale, weight_layout,
+        out_capsules,
+    )  # fmt: skip
+    with torch.autocast(u.device.type, enabled=False):
+        return step(*tensors, coupling_dim, leaky, scale)
+
+
+@fake("routing_pass_forward")
+def _forward_fake(
+    u: Tensor, weight: Tensor, v: Tensor | None, prior: Tensor | None, *rest: object
+) -> Tensor:
+    return u.new_empty(u.shape[0], weight.shape[0], weight.shape[-2])
+
+
+@fake("routing_pass_backward")
+def _backward_fake(
+    grad: Tensor,
+    u: Tensor,
+    weight: Tensor,
+    v: Tensor | None,
+    prior: Tensor | None,
+    mask: Tensor | None,
+    s: Tensor,
+    coupling_dim: str,
+    leaky: bool,
+    scale: float,
+    needs: list[bool],
+) -> tuple[Tensor | None, ...]:
+    return (
+        u.new_empty(u.shape) if needs[0] else None,
+        torch.empty_like(weight) if needs[1] else None,
+        torch.empty_like(v) if needs[2] and v is not None else None,
+        torch.empty_like(prior) if needs[3] and prior is not None else None,
+    )
+
+
+class _RoutingPass(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        u: Tensor,
+        weight: Tensor,
+        v: Tensor | None,
+        prior: Tensor | None,
+        mask: Tensor | None,
+        backend: str,
+        *options: object,
+    ) -> Tensor:
+        s = kernels("routing_pass", backend).forward(u, weight, v, prior, mask, *options)
+        ctx.save_for_backward(u, weight, v, prior, mask, s)
+        ctx.backend, ctx.options = backend, options
+        return s
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        u, weight, v, prior, mask, s = ctx.saved_tensors
+        needs = list(ctx.needs_input_grad[:4])
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            grads = partial_gradients(
+                lambda *tensors: step(*tensors, mask, *ctx.options),
+                (u, weight, v, prior),
+                needs,
+                grad,
+            )
+        else:
+            grads = kernels("routing_pass", ctx.backend).backward(
+                grad, u, weight, v, prior, mask, s, *ctx.options, needs
+            )
+        return *grads, *(None,) * (2 + len(ctx.options))
+
+
+def routing_pass(
+    u: Tensor,
+    weight: Tensor,
+    v: Tensor | None = None,
+    *,
+    prior: Tensor | None = None,
+    mask: Tensor | None = None,
+    coupling_dim: str = "out",
+    leaky: bool = False,
+    scale: float = 1.0,
+    weight_layout: str = "oied",
+    out_capsules: int | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """s_j = sum_i c_ij W_ij u_i with c = softmax(prior + scale <W_ij u_i, v_j>) * mask_i.
+
+    Args:
+        u: [B, I, D].
+        weight: [O, I, E, D], or as `weight_layout` says; [O, E, D] is shared by the in-capsules.
+        v: [B, O, E] that the votes are compared with; None stands for 0.
+        prior: [I, O] or [B, I, O], added to the routing logits.
+        mask: [I] or [B, I], bool or a constant factor of an in-capsule's coupling coefficients.
+        coupling_dim: "out", a softmax over the out-capsules, or "in".
+        leaky: one more logit, 0, takes part in the softmax and its coefficient is dropped.
+        scale: a factor of the dot products.
+        weight_layout: the weight's dimensions in its own order, "1" for one of size one, "(oe)"
+            for out-capsules and their dimensions in one (`out_capsules` says how many).
+        backend: see lamina.backends; None lets Lamina choose.
+
+    Returns s [B, O, E]; gradients for u, weight, v and prior. Raises ValueError where shapes,
+    devices or names do not fit, TypeError where dtypes do not.
+    """
+    u, weight, v, prior, mask = routing_arguments(
+        "routing_pass", u, weight, ("v", v), prior, mask, coupling_dim, scale, weight_layout,
+        out_capsules,
+    )  # fmt: skip
+    options = (coupling_dim, bool(leaky), float(scale))
+    chosen = choose(SPEC, backend, (u, weight, v, prior, mask), options)
+    if chosen == "reference":
+        with torch.autocast(u.device.type, enabled=False):
+            return step(u, weight, v, prior, mask, *options)
+    v, prior, mask = dense(v, prior, mask)
+    if wants_grad(u, weight, v, prior):
+        return _RoutingPass.apply(u, weight, v, prior, mask, chosen, *options)
+    return kernels("routing_pass", chosen).forward(u, weight, v, prior, mask, *options)
+
+
+def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=dtype, device=device)
+
+    def sample(name: str, b: int, i: int, o: int, d: int, e: int, **kwargs: Any) -> Sample:
+        shape = (o, e, d) if kwargs.get("weight_layout") == "oed" else (o, i, e, d)
+        tensors = [draw(b, i, d), draw(*shape), draw(b, o, e)]
+        return Sample(name, tuple(t.requires_grad_() for t in tensors), kwargs)
+
+    yield sample("small", 2, 3, 2, 2, 3)
+    yield sample("over the in-capsules", 2, 3, 2, 2, 3, coupling_dim="in")
+    yield sample("shared weight", 2, 4, 3, 2, 2, weight_layout="oed")
+    yield sample("leaky, scaled", 3, 5, 3, 4, 5, leaky=True, scale=0.5)
+    yield sample("more than a tile", 19, 21, 5, 8, 16)
+    yield sample("prior", 3, 5, 4, 3, 2, prior=draw(5, 4).requires_grad_())
+    yield sample("prior of each sample", 3, 5, 4, 3, 2, prior=draw(3, 5, 4).requires_grad_())
+    yield sample("mask", 3, 5, 4, 3, 2, mask=torch.arange(5, device=device) % 2 == 0)
+    tensors = (draw(3, 5, 2).requires_grad_(), draw(4, 5, 3, 2).requires_grad_())
+    yield Sample("no v", tensors)
+    yield Sample("no v, over the in-capsules", tensors, {"coupling_dim": "in"})
+
+
+def bad_routing(op: str, device: torch.device) -> Iterator[BadInput]:
+    """What every routing op rejects."""
+    u, w = torch.ones(2, 3, 4, device=device), torch.ones(5, 3, 6, 4, device=device)
+    yield BadInput("2-D u", (u[0], w), ValueError, r"u must be \[B, I, D\], got shape \(3, 4\)")
+    yield BadInput("list", ([1.0], w), TypeError, "u must be a Tensor, got list")
+    yield BadInput("integers", (u.long(), w), TypeError, "floating-point dtype, got torch.int64")
+    yield BadInput("in-capsules", (u[:, :2], w), ValueError, r"I, D = 3, 4, u .* I, D = 2, 4")
+    yield BadInput("in_dim", (u[..., :2], w), ValueError, r"I, D = 3, 4, u .* I, D = 3, 2")
+    yield BadInput("dtypes", (u, w.double()), TypeError, "weight is torch.float64 and u torch.fl")
+    yield BadInput("devices", (u, w.to("meta")), ValueError, "weight is on meta and u on")
+    yield BadInput("no capsules", (u, w[:0]), ValueError, "I, D, O, E = 3, 4, 0, 6")
+    for name, match, kwargs in (
+        ("layout name", "weight_layout is 'oiex'; it must name", {"weight_layout": "oiex"}),
+        ("layout", "does not have the layout '1oied'", {"weight_layout": "1oied"}),
+        ("merged layout", "needs out_capsules", {"weight_layout": "1(oe)di"}),
+        ("coupling_dim", "coupling_dim is 'o'; it must be", {"coupling_dim": "o"}),
+        ("prior", r"prior must have shape \(3, 5\) or \(2, 3, 5\), got", {"prior": u}),
+        ("mask", r"mask must have shape \(3,\) or \(2, 3\), got", {"mask": u[0, 0] > 0}),
+    ):
+        weight = w[:1] if name == "merged layout" else w
+        yield BadInput(name, (u, weight), ValueError, f"{op}: .*{match}", kwargs)
+    yield BadInput("scale", (u, w), TypeError, "scale must be a number", {"scale": "1"})
+
+
+def _bad_inputs(device: torch.device) -> Iterator[BadInput]:
+    yield from bad_routing("routing_pass", device)
+    u, w = torch.ones(2, 3, 4, device=device), torch.ones(5, 3, 6, 4, device=device)
+    yield BadInput("v", (u, w, u), ValueError, r"v must have shape \(2, 5, 6\), got \(2, 3, 4\)")
+
+
+def _workload(b: int, i: int, o: int, d: int, e: int) -> Workload:
+    name = f"{b}x{i}x{o}x{d}x{e}"
+
+    def build(dtype: torch.dtype, device: torch.device) -> Sample:
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape, dtype=dtype, device=device)
+
+        tensors = (draw(b, i, d), draw(o, i, e, d) / d, draw(b, o, e) / e)
+        return Sample(name, tuple(t.requires_grad_() for t in tensors))
+
+    votes = b * i * o * e
+    elements = b * i * d + o * i * e * d + 2 * b * o * e
+    return Workload(name, build, flops=votes * (2 * d + 4), elements=elements)
+
+
+SPEC = Spec(
+    name="routing_pass",
+    functional=routing_pass,
+    reference=reference,
+    samples=_samples,
+    bad_inputs=_bad_inputs,
+    workloads=(_workload(128, 1152, 10, 8, 16), _workload(8, 64, 10, 8, 16)),
+    dtypes=(torch.float64, torch.float32),
+)

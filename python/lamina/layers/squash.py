@@ -1,25 +1,38 @@
 """squash: a vector's direction with a length between 0 and 1.
 
     v = f(q) s,  q = |s|^2 over the last dimension,  n = |s|
-    exact     f = n / (1 + q)                       (Sabour, Frosst, Hinton 2017, eq. 1)
+    exact     f = n / (1 + q)                       (Sabour, Frosst, Hinton 2017, equation 1)
     sqrt_eps  f = q / (1 + q) / sqrt(q + eps)
     norm_eps  f = q / (1 + q) / (n + eps)
     exp       f = (1 - e^-n) / (n + eps)
 
-`eps` is not neutral: with norm_eps at n = 1e-5, eps = 1e-5 halves the result. "exact" needs none: at
-s = 0 value and gradient are 0 here, where plain autograd gives NaN.
+`eps` is not neutral: with norm_eps at n = 1e-5, an eps of 1e-5 halves the result. "exact" needs
+none: at s = 0 value and gradient are 0 here, where plain autograd gives NaN. Saved: the input.
 """
 
-from torch import Tensor, where, zeros_like
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lamina.backends import choose, kernels
+from lamina.checks import check_floating
+from lamina.double_backward import partial_gradients
+from lamina.fakes import fake
+from lamina.spec import BadInput, Sample, Spec, Workload
 
 KINDS = ("exact", "sqrt_eps", "norm_eps", "exp")
 
 
 def reference(input: Tensor, kind: str = "exact", eps: float = 0.0) -> Tensor:
+    """The definition."""
     q = input.square().sum(-1, keepdim=True)
     at_zero = q == 0
     # The norm's derivative is infinite at 0: keep that branch out of the graph.
-    q = where(at_zero, 1.0, q)
+    q = torch.where(at_zero, 1.0, q)
     n = q.sqrt()
     if kind == "exact":
         f = n / (1 + q)
@@ -30,4 +43,137 @@ def reference(input: Tensor, kind: str = "exact", eps: float = 0.0) -> Tensor:
     else:
         f = -(-n).expm1() / (n + eps)
     limit = 1.0 if kind == "exp" and eps == 0 else 0.0
-    return where(at_zero, zeros_like(f) + limit, f) * input
+    return torch.where(at_zero, limit, f) * input
+
+
+def check_squash(op: str, name: str, kind: object, eps: object) -> None:
+    """ValueError for an unknown squash or a negative eps, TypeError for an eps of another type."""
+    if kind not in KINDS:
+        raise ValueError(f"{op}: {name} is {kind!r}; it must be one of {', '.join(KINDS)}")
+    if not isinstance(eps, (int, float)):
+        raise TypeError(f"{op}: eps must be a number, got {type(eps).__name__}")
+    if not eps >= 0:
+        raise ValueError(f"{op}: eps must not be negative, got {eps}")
+
+
+@fake("squash_forward")
+def _forward_fake(input: Tensor, kind: str, eps: float) -> Tensor:
+    return input.new_empty(input.shape)
+
+
+@fake("squash_backward")
+def _backward_fake(grad: Tensor, input: Tensor, kind: str, eps: float) -> Tensor:
+    return input.new_empty(input.shape)
+
+
+class _Squash(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, kind: str, eps: float, backend: str) -> Tensor:
+        ctx.save_for_backward(input)
+        ctx.kind, ctx.eps, ctx.backend = kind, eps, backend
+        return kernels("squash", backend).forward(input, kind, eps)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:
+        (input,) = ctx.saved_tensors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            (found,) = partial_gradients(
+                lambda s: reference(s, ctx.kind, ctx.eps), [input], [True], grad
+            )
+            return found, None, None, None
+        found = kernels("squash", ctx.backend).backward(grad, input, ctx.kind, ctx.eps)
+        return found, None, None, None
+
+
+def squash(
+    input: Tensor, kind: str = "exact", eps: float = 0.0, *, backend: str | None = None
+) -> Tensor:
+    """Shrink every vector of the last dimension to a length between 0 and 1.
+
+    Args:
+        input: [..., E].
+        kind: "exact", "sqrt_eps", "norm_eps" or "exp"; see the module's docstring.
+        eps: what the last three add against a division by zero.
+        backend: see lamina.backends; None lets Lamina choose.
+
+    Returns a contiguous tensor of the shape and dtype of `input`. Raises TypeError if `input` is
+    not a floating-point tensor, ValueError if it has no dimension or a name does not fit.
+    """
+    check_floating("squash", "input", input)
+    check_squash("squash", "kind", kind, eps)
+    if input.dim() == 0:
+        raise ValueError("squash: input must have at least 1 dimension, got a scalar")
+    chosen = choose(SPEC, backend, (input,), (kind, eps))
+    if chosen == "reference":
+        return reference(input, kind, eps)
+    if torch.is_grad_enabled() and input.requires_grad:
+        return _Squash.apply(input, kind, float(eps), chosen)
+    return kernels("squash", chosen).forward(input, kind, float(eps))
+
+
+class Squash(nn.Module):
+    """The layer of `squash`."""
+
+    def __init__(self, kind: str = "exact", eps: float = 0.0) -> None:
+        super().__init__()
+        check_squash("Squash", "kind", kind, eps)
+        self.kind = kind
+        self.eps = eps
+
+    def forward(self, input: Tensor) -> Tensor:
+        return squash(input, self.kind, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"kind={self.kind!r}, eps={self.eps}"
+
+
+def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=dtype, device=device)
+
+    for kind in KINDS:
+        eps = 0.0 if kind == "exact" else 1e-3
+        yield Sample(f"{kind}, odd", (draw(3, 5).requires_grad_(), kind, eps))
+        zeros = draw(4, 8)
+        zeros[1:3] = 0
+        yield Sample(f"{kind}, zeros", (zeros.requires_grad_(), kind))
+    layouts = {
+        "vector": draw(7),
+        "transposed": draw(6, 9).t(),
+        "strided": draw(8, 10)[::2, ::3],
+        "expanded": draw(4, 1, 3).expand(4, 6, 3),
+        "many": draw(37, 10, 16),
+        "empty": draw(0, 3),
+        "no dimensions": draw(3, 0),
+    }
+    for name, input in layouts.items():
+        yield Sample(name, (input.requires_grad_(),))
+
+
+def _bad_inputs(device: torch.device) -> Iterator[BadInput]:
+    ones = torch.ones(2, 3, device=device)
+    yield BadInput("integers", (ones.long(),), TypeError, "floating-point dtype, got torch.int64")
+    yield BadInput("scalar", (ones.sum(),), ValueError, "at least 1 dimension")
+    yield BadInput("kind", (ones, "l2"), ValueError, "kind is 'l2'; it must be one of exact")
+    yield BadInput("eps", (ones, "exp", -1.0), ValueError, "eps must not be negative, got -1.0")
+    yield BadInput("eps type", (ones, "exp", "0"), TypeError, "eps must be a number, got str")
+
+
+def _workload(vectors: int, dim: int) -> Workload:
+    def build(dtype: torch.dtype, device: torch.device) -> Sample:
+        input = torch.randn(vectors, dim, dtype=dtype, device=device, requires_grad=True)
+        return Sample(f"{vectors}x{dim}", (input,))
+
+    elements = vectors * dim
+    return Workload(f"{vectors}x{dim}", build, flops=3 * elements, elements=2 * elements)
+
+
+SPEC = Spec(
+    name="squash",
+    functional=squash,
+    reference=reference,
+    samples=_samples,
+    bad_inputs=_bad_inputs,
+    workloads=(_workload(1280, 16), _workload(147456, 8)),
+    dtypes=(torch.float64, torch.float32),
+)
