@@ -44,7 +44,7 @@ inline Tensor empty_bytes(const Tensor& like, std::vector<int64_t> sizes) {
 }
 
 // Asking first is cheaper: libtorch's own contiguous() is a call through the dispatcher.
-inline Tensor contiguous(const Tensor& tensor) {
+inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 

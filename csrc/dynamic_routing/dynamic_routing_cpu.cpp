@@ -41,7 +41,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     const std::string& squash, double eps, std::vector<bool> needs) {
   RoutingBackward args{};
   args.inputs = routing_inputs(u, weight, prior, mask, coupling_dim, leaky, scale);
-  const Tensor dense = contiguous(grad);
+  const Tensor dense = as_contiguous(grad);
   args.iterations = static_cast<int>(s.size(0));
   args.accumulate = accumulate;
   args.detach_votes = detach_votes;

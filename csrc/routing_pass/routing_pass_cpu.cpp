@@ -28,7 +28,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
   RoutingBackward args{};
   args.inputs = routing_inputs(u, weight, prior, mask, coupling_dim, leaky, scale);
   args.v = data_or_null(v);
-  const Tensor dense = contiguous(grad);
+  const Tensor dense = as_contiguous(grad);
   args.s = s.data_ptr();
   args.grad = dense.data_ptr();
   RoutingGradients gradients(args, u, weight, prior, needs[0], needs[1], needs[3]);

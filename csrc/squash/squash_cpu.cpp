@@ -35,12 +35,12 @@ Tensor run(const Tensor& input, const Tensor* grad, const std::string& kind, dou
 }
 
 Tensor forward(const Tensor& input, const std::string& kind, double eps) {
-  return run(contiguous(input), nullptr, kind, eps);
+  return run(as_contiguous(input), nullptr, kind, eps);
 }
 
 Tensor backward(const Tensor& grad, const Tensor& input, const std::string& kind, double eps) {
-  const Tensor dense = contiguous(grad);
-  return run(contiguous(input), &dense, kind, eps);
+  const Tensor dense = as_contiguous(grad);
+  return run(as_contiguous(input), &dense, kind, eps);
 }
 
 }  // namespace
