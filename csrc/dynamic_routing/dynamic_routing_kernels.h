@@ -62,7 +62,7 @@ struct RoutingBackward {
 }  // namespace lamina
 
 // The scratch functions say how many bytes (64-byte aligned) the kernel works in.
-LAMINA_KERNEL(size_t routing_forward_scratch(const RoutingForward&);
+LAMINA_KERNEL(size_t routing_forward_scratch(const RoutingForward&, int threads);
               void routing_forward(const RoutingForward&, void* scratch, const Parallel&);
               size_t routing_backward_scratch(const RoutingBackward&, int threads);
               void routing_backward(const RoutingBackward&, void* scratch, const Parallel&);)

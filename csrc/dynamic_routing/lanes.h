@@ -62,13 +62,23 @@ struct Pack {
   // One number of each sample, `stride` apart in memory; 0 past `count` samples.
   static LAMINA_INLINE Pack gather(const T* p, int64_t stride, int count) {
     alignas(64) T lanes[samples];
-    for (int l = 0; l < samples; ++l) lanes[l] = l < count ? p[l * stride] : T(0);
+    if (count == samples) {
+#pragma GCC unroll 16
+      for (int l = 0; l < samples; ++l) lanes[l] = p[l * stride];
+    } else {
+      for (int l = 0; l < samples; ++l) lanes[l] = l < count ? p[l * stride] : T(0);
+    }
     return load(lanes);
   }
   LAMINA_INLINE void scatter(T* p, int64_t stride, int count) const {
     alignas(64) T lanes[samples];
     store(lanes);
-    for (int l = 0; l < count; ++l) p[l * stride] = lanes[l];
+    if (count == samples) {
+#pragma GCC unroll 16
+      for (int l = 0; l < samples; ++l) p[l * stride] = lanes[l];
+    } else {
+      for (int l = 0; l < count; ++l) p[l * stride] = lanes[l];
+    }
   }
 
   friend LAMINA_INLINE Pack operator+(const Pack& a, const Pack& b) {

@@ -28,9 +28,8 @@ class Backward : RoutingStep<T, P> {
 
  public:
   Backward(const RoutingBackward& args, Arena arena, int threads)
-      : Step(args.inputs, slots(args), kept_limit(args.inputs), 2 * steps(args) + 1),
+      : Step(args.inputs, threads, slots(args), kept_limit(args.inputs), 3),
         args_(args),
-        threads_(threads),
         steps_(steps(args)),
         first_(first(args)),
         stop_(stop(args)),
@@ -55,7 +54,8 @@ class Backward : RoutingStep<T, P> {
     } else {
       v_ = own_v_;
       sbar_ = own_sbar_;
-      arena.take(x_, tasks() * block() * tiles * own_);
+      arena.take(x_, Step::tasks_ * block() * tiles * own_);
+      arena.take(w_, Step::tasks_ * block() * O * E * D);
     }
     used = arena.used;
   }
@@ -69,14 +69,14 @@ class Backward : RoutingStep<T, P> {
       parallel_for(parallel, int(Step::tiles_), [&](int tile) { start(tile); });
       for (int t = steps_ - 1; t >= stop_; --t) {
         if (in_.over_in) Step::find_stats(parallel, v_ + at(t, Step::sums()));
-        parallel_for(parallel, int(Step::chunks_), [&](int chunk) { attend(chunk, t); });
+        Step::for_chunks(parallel, [&](int task, int64_t chunk) { attend(task, chunk, t); });
         parallel_for(parallel, int(Step::tiles_), [&](int tile) { finish(t, tile); });
       }
       if (args_.grad_bias != nullptr) sum_grad_bias();
       if (args_.grad_u == nullptr && args_.grad_weight == nullptr && args_.grad_prior == nullptr)
         continue;
-      parallel_for(parallel, int(tasks()), [&](int task) {
-        const int64_t begin = I * task / tasks(), end = I * (task + 1) / tasks();
+      parallel_for(parallel, int(Step::tasks_), [&](int task) {
+        const int64_t begin = I * task / Step::tasks_, end = I * (task + 1) / Step::tasks_;
         if (args_.grad_prior != nullptr)
           for (int64_t i = begin; i < end; ++i) sum_grad_prior(i);
         if (in_.shared)
@@ -114,7 +114,6 @@ class Backward : RoutingStep<T, P> {
     return max(kept_bytes,
                (in.shared ? 1 : in.in_capsules) * in.out_capsules * in.out_dim * in.in_dim * size);
   }
-  int64_t tasks() const { return max(min(threads_, Step::chunks_), 1); }
   int64_t block() const {
     return max(min(block_bytes / max(Step::group_tiles_ * own_ * int64_t(sizeof(T)), 1), I), 1);
   }
@@ -208,40 +207,47 @@ class Backward : RoutingStep<T, P> {
       (Step::uniform_coupling() * P::load(votes + e * S)).store(base + e * S);
   }
 
-  void attend(int chunk, int t) {
+  void attend(int task, int64_t chunk, int t) {
     Step::clear(Step::partial(chunk, 0), Step::tiles_ * Step::sums());
     T* coupled = nullptr;
     if (in_.shared) {
       coupled = coupled_ + chunk * Step::group_tiles_ * Step::sums();
       Step::clear(coupled, Step::tiles_ * Step::sums());
     }
-    T* sm = Step::dots_ + chunk * 2 * O * S;
-    T* cbar = sm + O * S;
     const T* v = v_ + at(t, Step::sums());
     const T* sbar = sbar_ + at(t, Step::sums());
-    Step::sweep(chunk, [&](int64_t tile, int64_t begin, int64_t end) {
+    Step::sweep(task, chunk, [&](int64_t tile, int64_t begin, int64_t end, const auto& w) {
       const int64_t sums = tile * Step::sums();
-      for (int64_t i = begin; i < end; ++i) {
-        Step::template vote<2>(chunk, tile, i, v + sums, sbar + sums);
-        Step::softmax(tile, i, sm);
-        const P mask = Step::mask(tile, i);
-        P mean = P::fill(T(0));
-        for (int64_t j = 0; j < O; ++j) mean += P::load(sm + j * S) * P::load(cbar + j * S);
-        T* c = kept(tile, i, slot(t));
-        T* beta = c + O * S;
-        for (int64_t j = 0; j < O; ++j) {
-          const P masked = P::load(sm + j * S) * mask, x = P::load(cbar + j * S);
-          masked.store(c + j * S);
-          if (in_.over_in)
-            (P::load(sm + j * S) * (mask * x - P::load(delta_ + (tile * O + j) * S)))
-                .store(beta + j * S);
-          else
-            (masked * (x - mean)).store(beta + j * S);
-        }
-        Step::add_votes(chunk, tile, i, beta, Step::partial(chunk, tile));
-        if (in_.shared) Step::add_votes(chunk, tile, i, c, coupled + sums);
-      }
+      Step::in_pairs(begin, end, [&](auto size, int64_t i) {
+        constexpr int N = decltype(size)::value;
+        Step::template vote<N, 2>(task, tile, i, w, v + sums, sbar + sums);
+        for (int n = 0; n < N; ++n) couple(task, tile, i + n, 2 * n, t);
+        const T* c = kept(tile, i, slot(t));
+        const int64_t step = slots_ * O * S;
+        Step::template add_votes<N>(task, tile, i, c + O * S, step, Step::partial(chunk, tile));
+        if (in_.shared) Step::template add_votes<N>(task, tile, i, c, step, coupled + sums);
+      });
     });
+  }
+
+  // From the dot products with v and sbar to c and beta, into kept_.
+  void couple(int task, int64_t tile, int64_t i, int row, int t) {
+    T* sm = Step::dots(task, row);
+    const T* cbar = Step::dots(task, row + 1);
+    Step::softmax(tile, i, sm);
+    const P mask = Step::mask(tile, i);
+    P mean = P::fill(T(0));
+    for (int64_t j = 0; j < O; ++j) mean += P::load(sm + j * S) * P::load(cbar + j * S);
+    T* c = kept(tile, i, slot(t));
+    T* beta = c + O * S;
+    for (int64_t j = 0; j < O; ++j) {
+      const P before = P::load(sm + j * S), after = before * mask, x = P::load(cbar + j * S);
+      after.store(c + j * S);
+      if (in_.over_in)
+        (before * (mask * x - P::load(delta_ + (tile * O + j) * S))).store(beta + j * S);
+      else
+        (after * (x - mean)).store(beta + j * S);
+    }
   }
 
   // R from the sums, and the sbar of the step before.
@@ -283,41 +289,63 @@ class Backward : RoutingStep<T, P> {
     }
   }
 
-  // sum += sum over the terms of coefficient_ij vector_j, for N dimensions from e on.
-  template <int N>
-  LAMINA_INLINE void add_terms(int64_t tile, const T* kept, int64_t j, int64_t e,
-                               P (&sum)[N]) const {
+  // sum += sum over the terms of coefficient_ij vector_j, for N dimensions from e on and M
+  // in-capsules, whose coefficients lie `kept_step` apart.
+  template <int N, int M>
+  LAMINA_INLINE void add_terms(int64_t tile, const T* kept, int64_t kept_step, int64_t j, int64_t e,
+                               P (&sum)[M][N]) const {
     const int64_t from = tile * Step::sums() + (j * votes_dim_ + e) * S;
     for (int k = 0; k < term_count_; ++k) {
-      const P factor = P::load(kept + (terms_[k].slot * O + j) * S);
+      const T* factors = kept + (terms_[k].slot * O + j) * S;
       const T* vectors = terms_[k].vectors + from;
+      P factor[M];
+#pragma GCC unroll 4
+      for (int m = 0; m < M; ++m) factor[m] = P::load(factors + m * kept_step);
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) sum[n] += factor * P::load(vectors + n * S);
+      for (int n = 0; n < N; ++n) {
+        const P vector = P::load(vectors + n * S);
+#pragma GCC unroll 4
+        for (int m = 0; m < M; ++m) sum[m][n] += factor[m] * vector;
+      }
     }
+  }
+
+  // X of M in-capsules, `step` apart.
+  template <int M>
+  void form_x(int64_t tile, int64_t i, T* x, int64_t step) const {
+    const T* base = base_ + tile * own_;
+    for (int64_t j = 0; j < O; ++j)
+      in_blocks<P, M>(E, [&](auto size, int64_t e) {
+        constexpr int N = decltype(size)::value;
+        const int64_t at = (j * E + e) * S;
+        P sum[M][N];
+#pragma GCC unroll 4
+        for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+          for (int n = 0; n < N; ++n) sum[m][n] = P::load(base + at + n * S);
+        add_terms<N, M>(tile, kept(tile, i, 0), slots_ * O * S, j, e, sum);
+#pragma GCC unroll 4
+        for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+          for (int n = 0; n < N; ++n) sum[m][n].store(x + m * step + at + n * S);
+      });
   }
 
   // X of a few in-capsules, and with it their grad_u and grad_weight.
   void differentiate(int task, int64_t begin, int64_t end) {
     const int64_t capsule = Step::group_tiles_ * own_;
     T* block = x_ + task * this->block() * capsule;
-    for (int64_t tile = 0; tile < Step::tiles_; ++tile)
-      for (int64_t i = begin; i < end; ++i) {
-        T* x = block + (i - begin) * capsule + tile * own_;
-        const T* base = base_ + tile * own_;
-        for (int64_t j = 0; j < O; ++j)
-          in_blocks<P>(E, [&](auto size, int64_t e) {
-            constexpr int N = decltype(size)::value;
-            P sum[N];
-#pragma GCC unroll 8
-            for (int n = 0; n < N; ++n) sum[n] = P::load(base + (j * E + e + n) * S);
-            add_terms(tile, kept(tile, i, 0), j, e, sum);
-#pragma GCC unroll 8
-            for (int n = 0; n < N; ++n) sum[n].store(x + (j * E + e + n) * S);
-          });
-        if (args_.grad_u != nullptr)
-          product<P>({D, Step::sd_, O, Step::so_, E, Step::se_}, Step::weight(i, 0), x,
-                     [&](int64_t d, const P& y) { store_grad_u(tile, i, d, y); });
-      }
+    const auto w = Step::gather_weights(begin, end, w_ + task * this->block() * O * E * D);
+    for (int64_t tile = 0; tile < Step::tiles_; ++tile) {
+      T* x = block + tile * own_;
+      int64_t i = begin;
+      for (; i + 4 <= end; i += 4) form_x<4>(tile, i, x + (i - begin) * capsule, capsule);
+      for (; i < end; ++i) form_x<1>(tile, i, x + (i - begin) * capsule, capsule);
+      if (args_.grad_u == nullptr) continue;
+      for (i = begin; i < end; ++i, x += capsule)
+        product<P>({D, Step::sd_, O, w.out_stride, E, Step::se_}, w.at(i, 0), x,
+                   [&](int64_t d, const P& y) { store_grad_u(tile, i, d, y); });
+    }
     if (args_.grad_weight == nullptr) return;
     for (int64_t i = begin; i < end; ++i)
       for (int64_t j = 0; j < O; ++j)
@@ -379,17 +407,17 @@ class Backward : RoutingStep<T, P> {
       for (int64_t i = begin; i < end; ++i)
         in_blocks<P>(D, [&](auto size, int64_t d) {
           constexpr int N = decltype(size)::value;
-          P sum[N];
+          P sum[1][N];
 #pragma GCC unroll 8
-          for (int n = 0; n < N; ++n) sum[n] = P::fill(T(0));
+          for (int n = 0; n < N; ++n) sum[0][n] = P::fill(T(0));
           for (int64_t j = 0; j < O; ++j) {
             const T* base = base_ + tile * Step::sums() + (j * D + d) * S;
 #pragma GCC unroll 8
-            for (int n = 0; n < N; ++n) sum[n] += P::load(base + n * S);
-            add_terms(tile, kept(tile, i, 0), j, d, sum);
+            for (int n = 0; n < N; ++n) sum[0][n] += P::load(base + n * S);
+            add_terms<N, 1>(tile, kept(tile, i, 0), 0, j, d, sum);
           }
 #pragma GCC unroll 8
-          for (int n = 0; n < N; ++n) store_grad_u(tile, i, d + n, sum[n]);
+          for (int n = 0; n < N; ++n) store_grad_u(tile, i, d + n, sum[0][n]);
         });
   }
 
@@ -440,13 +468,12 @@ class Backward : RoutingStep<T, P> {
   }
 
   const RoutingBackward& args_;
-  const int64_t threads_;
   const int steps_, first_, stop_, slots_;
   const int64_t own_;  // numbers of a tile in the out-capsules' own space
   bool add_ = false;   // to what the groups before have written
   int term_count_ = 0;
   T *s_, *own_v_, *own_sbar_, *v_, *sbar_, *rest_, *step_, *base_, *delta_, *kept_;
-  T *coupled_ = nullptr, *weighted_u_ = nullptr, *x_ = nullptr;
+  T *coupled_ = nullptr, *weighted_u_ = nullptr, *x_ = nullptr, *w_ = nullptr;
   Term* terms_;
 };
 

@@ -11,7 +11,8 @@ class Forward : RoutingStep<T, P> {
   using Step::D, Step::E, Step::I, Step::in_, Step::O, Step::S, Step::votes_dim_;
 
  public:
-  Forward(const RoutingForward& args, Arena arena) : Step(args.inputs, 0, 1, 2), args_(args) {
+  Forward(const RoutingForward& args, Arena arena, int threads)
+      : Step(args.inputs, threads, 0, 0, 2), args_(args) {
     Step::lay_out(arena);
     arena.take(v_, Step::group_tiles_ * Step::sums());
     arena.take(s_, Step::group_tiles_ * (E + votes_dim_) * S);
@@ -27,8 +28,9 @@ class Forward : RoutingStep<T, P> {
         const bool uniform = t == 0 && args_.v == nullptr && Step::uniform_start();
         if (in_.over_in && !uniform) Step::find_stats(parallel, v_);
         const bool last = t + 1 >= args_.iterations;
-        parallel_for(parallel, int(Step::chunks_),
-                     [&](int chunk) { uniform ? add_up(chunk) : attend(chunk, last); });
+        Step::for_chunks(parallel, [&](int task, int64_t chunk) {
+          uniform ? add_up(task, chunk) : attend(task, chunk, last);
+        });
         parallel_for(parallel, int(Step::tiles_), [&](int tile) {
           finish(t, tile, uniform);
           if (uniform && last) write_uniform_couplings(tile);
@@ -53,9 +55,9 @@ class Forward : RoutingStep<T, P> {
   }
 
   // All couplings equal: the sum of the votes is a plain matrix product.
-  void add_up(int chunk) {
+  void add_up(int task, int64_t chunk) {
     Step::clear(Step::partial(chunk, 0), Step::tiles_ * Step::sums());
-    Step::sweep(chunk, [&](int64_t tile, int64_t begin, int64_t end) {
+    Step::sweep(task, chunk, [&](int64_t tile, int64_t begin, int64_t end, const auto& w) {
       T* sums = Step::partial(chunk, tile);
       const T* x = Step::u(tile, begin);
       if (in_.shared) {
@@ -65,34 +67,38 @@ class Forward : RoutingStep<T, P> {
         }
         return;
       }
-      const Matrix votes{E, Step::se_, end - begin, Step::si_, D, Step::sd_};
+      const Matrix votes{E, Step::se_, end - begin, w.in_stride, D, Step::sd_};
       for (int64_t j = 0; j < O; ++j)
-        product<P>(votes, Step::weight(begin, j), x, [&](int64_t e, const P& y) {
+        product<P>(votes, w.at(begin, j), x, [&](int64_t e, const P& y) {
           T* sum = sums + (j * E + e) * S;
           (P::load(sum) + y).store(sum);
         });
     });
   }
 
-  void attend(int chunk, bool last) {
-    T* c = Step::dots_ + chunk * 2 * O * S;
+  void attend(int task, int64_t chunk, bool last) {
     Step::clear(Step::partial(chunk, 0), Step::tiles_ * Step::sums());
-    Step::sweep(chunk, [&](int64_t tile, int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        Step::template vote<1>(chunk, tile, i, v_ + tile * Step::sums(), nullptr);
-        Step::softmax(tile, i, c);
-        if (in_.mask != nullptr) {
-          const P mask = Step::mask(tile, i);
-          for (int64_t j = 0; j < O; ++j) (P::load(c + j * S) * mask).store(c + j * S);
-        }
-        if (last && args_.couplings != nullptr) {
-          T* to = static_cast<T*>(args_.couplings) + (Step::sample(tile) * I + i) * O;
-          for (int64_t j = 0; j < O; ++j)
-            P::load(c + j * S).scatter(to + j, I * O, Step::count(tile));
-        }
-        Step::add_votes(chunk, tile, i, c, Step::partial(chunk, tile));
-      }
+    Step::sweep(task, chunk, [&](int64_t tile, int64_t begin, int64_t end, const auto& w) {
+      Step::in_pairs(begin, end, [&](auto size, int64_t i) {
+        constexpr int N = decltype(size)::value;
+        Step::template vote<N, 1>(task, tile, i, w, v_ + tile * Step::sums(), nullptr);
+        for (int n = 0; n < N; ++n) couple(tile, i + n, Step::dots(task, n), last);
+        Step::template add_votes<N>(task, tile, i, Step::dots(task, 0), O * S,
+                                    Step::partial(chunk, tile));
+      });
     });
+  }
+
+  // From the dot products with v to in-capsule i's coupling coefficients, in place.
+  void couple(int64_t tile, int64_t i, T* c, bool last) {
+    Step::softmax(tile, i, c);
+    if (in_.mask != nullptr) {
+      const P mask = Step::mask(tile, i);
+      for (int64_t j = 0; j < O; ++j) (P::load(c + j * S) * mask).store(c + j * S);
+    }
+    if (!last || args_.couplings == nullptr) return;
+    T* to = static_cast<T*>(args_.couplings) + (Step::sample(tile) * I + i) * O;
+    for (int64_t j = 0; j < O; ++j) P::load(c + j * S).scatter(to + j, I * O, Step::count(tile));
   }
 
   // From the sums to v and on to the next iteration's logits.
@@ -144,32 +150,32 @@ class Forward : RoutingStep<T, P> {
 
 // f(instance of Forward for the dtype and the batch)
 template <class F>
-void with_forward(const RoutingForward& args, void* scratch, const F& f) {
+void with_forward(const RoutingForward& args, void* scratch, int threads, const F& f) {
   const int64_t batch = args.inputs.batch;
   const Arena arena{static_cast<char*>(scratch)};
   if (args.inputs.f64) {
     if (batch <= Narrow<double>::samples)
-      f(Forward<double, Narrow<double>>(args, arena));
+      f(Forward<double, Narrow<double>>(args, arena, threads));
     else
-      f(Forward<double, Wide<double>>(args, arena));
+      f(Forward<double, Wide<double>>(args, arena, threads));
   } else {
     if (batch <= Narrow<float>::samples)
-      f(Forward<float, Narrow<float>>(args, arena));
+      f(Forward<float, Narrow<float>>(args, arena, threads));
     else
-      f(Forward<float, Wide<float>>(args, arena));
+      f(Forward<float, Wide<float>>(args, arena, threads));
   }
 }
 
 }  // namespace
 
-size_t routing_forward_scratch(const RoutingForward& args) {
+size_t routing_forward_scratch(const RoutingForward& args, int threads) {
   size_t bytes = 0;
-  with_forward(args, nullptr, [&](const auto& forward) { bytes = forward.used; });
+  with_forward(args, nullptr, threads, [&](const auto& forward) { bytes = forward.used; });
   return bytes;
 }
 
 void routing_forward(const RoutingForward& args, void* scratch, const Parallel& parallel) {
-  with_forward(args, scratch, [&](auto forward) { forward.run(parallel); });
+  with_forward(args, scratch, parallel.threads, [&](auto forward) { forward.run(parallel); });
 }
 
 }  // namespace LAMINA_ISA

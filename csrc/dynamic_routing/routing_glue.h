@@ -70,8 +70,9 @@ void run_routing(size_t bytes, void (*kernel)(const Args&, void*, const Parallel
 }
 
 inline void run_routing_forward(const RoutingForward& args, const Tensor& like) {
-  run_routing(LAMINA_DISPATCH(routing_forward_scratch)(args), LAMINA_DISPATCH(routing_forward),
-              args, torch_threads(), like);
+  const Parallel parallel = torch_threads();
+  run_routing(LAMINA_DISPATCH(routing_forward_scratch)(args, parallel.threads),
+              LAMINA_DISPATCH(routing_forward), args, parallel, like);
 }
 
 inline void run_routing_backward(const RoutingBackward& args, const Tensor& like) {

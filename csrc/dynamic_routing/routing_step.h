@@ -18,9 +18,9 @@ namespace lamina {
 namespace LAMINA_ISA {
 namespace {
 
-constexpr int64_t max_chunks = 32;
+constexpr int64_t max_chunks = 16;
 // Fewer votes (of a tile each) than this are not worth a task.
-constexpr int64_t chunk_votes = 8192;
+constexpr int64_t chunk_votes = 4096;
 // The sums of a group of tiles, and the v that it reads, should stay in half an L2 cache.
 constexpr int64_t group_bytes = 384 << 10;
 // A few in-capsules at a time go through all tiles: their W in the L2, a tile's sums in the L1.
@@ -52,49 +52,65 @@ struct Count {
   static constexpr int value = N;
 };
 
-// f(Count<N>, first) for blocks of N numbers that together make 0..n-1.
-template <class P, class F>
-LAMINA_INLINE void in_blocks(int64_t n, const F& f) {
-  constexpr int block = P::vectors == 1 ? 8 : 4;
-  int64_t k = 0;
-  for (; k + block <= n; k += block) f(Count<block>{}, k);
-  for (; k + 2 <= n; k += 2) f(Count<2>{}, k);
-  if (k < n) f(Count<1>{}, k);
+// f(Count<n>, first) for blocks that together make 0..rows-1, where a row takes N packs: as many as
+// leave registers for what they are summed from.
+template <class P, int N = 1, class F>
+LAMINA_INLINE void in_blocks(int64_t rows, const F& f) {
+  constexpr int block = (P::vectors == 1 ? 8 : 4) / N;
+  int64_t row = 0;
+  for (; row + block <= rows; row += block) f(Count<block>{}, row);
+  if (block > 2)
+    for (; row + 2 <= rows; row += 2) f(Count<2>{}, row);
+  for (; row < rows; ++row) f(Count<1>{}, row);
 }
 
-template <int ROWS, int STRIDE, class P, class T, class Emit>
-LAMINA_INLINE void product_rows(const Matrix& m, const T* a, int64_t row, const T* x,
-                                const Emit& emit) {
+template <int ROWS, int STRIDE, int N, class P, class T, class Emit>
+LAMINA_INLINE void product_rows(const Matrix& m, const T* a, int64_t a_step, int64_t row,
+                                const T* x, int64_t x_step, const Emit& emit) {
   const int64_t stride = STRIDE > 0 ? STRIDE : m.row_stride;
-  P sum[ROWS];
+  P sum[ROWS][N];
 #pragma GCC unroll 8
-  for (int r = 0; r < ROWS; ++r) sum[r] = P::fill(T(0));
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 2
+    for (int n = 0; n < N; ++n) sum[r][n] = P::fill(T(0));
   a += row * stride;
   for (int64_t o = 0; o < m.outer; ++o, a += m.outer_stride) {
     const T* column = a;
-    for (int64_t k = 0; k < m.depth; ++k, column += m.depth_stride, x += P::samples) {
-      const P right = P::load(x);
+    for (int64_t k = 0; k < m.depth; ++k, column += m.depth_stride, x += P::samples)
+#pragma GCC unroll 2
+      for (int n = 0; n < N; ++n) {
+        const P right = P::load(x + n * x_step);
 #pragma GCC unroll 8
-      for (int r = 0; r < ROWS; ++r) sum[r] += column[r * stride] * right;
-    }
+        for (int r = 0; r < ROWS; ++r) sum[r][n] += column[n * a_step + r * stride] * right;
+      }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; ++r) emit(row + r, sum[r]);
 }
 
-// emit(row, sum over the columns of a[row, column] x[column]); the packs x lie one after another.
+// N products of one shape side by side, matrices `a_step` and packs `x_step` apart:
+// emit(row, sums over the columns of a_n[row, column] x_n[column]); packs x lie one after another.
 // Row strides known to the compiler leave the registers to the sums.
-template <class P, class T, class Emit>
-LAMINA_INLINE void product(const Matrix& m, const T* a, const T* x, const Emit& emit) {
+template <int N, class P, class T, class Emit>
+LAMINA_INLINE void products(const Matrix& m, const T* a, int64_t a_step, const T* x, int64_t x_step,
+                            const Emit& emit) {
   const auto with_stride = [&](auto stride) {
-    in_blocks<P>(m.rows, [&](auto size, int64_t row) {
-      product_rows<decltype(size)::value, decltype(stride)::value, P>(m, a, row, x, emit);
+    in_blocks<P, N>(m.rows, [&](auto size, int64_t row) {
+      product_rows<decltype(size)::value, decltype(stride)::value, N, P>(m, a, a_step, row, x,
+                                                                         x_step, emit);
     });
   };
   if (m.row_stride == 1) return with_stride(Count<1>{});
   if (m.row_stride == 8) return with_stride(Count<8>{});
   if (m.row_stride == 16) return with_stride(Count<16>{});
   with_stride(Count<0>{});
+}
+
+template <class P, class T, class Emit>
+LAMINA_INLINE void product(const Matrix& m, const T* a, const T* x, const Emit& emit) {
+  products<1, P>(m, a, 0, x, 0, [&](int64_t row, const P(&sum)[1]) __attribute__((always_inline)) {
+    emit(row, sum[0]);
+  });
 }
 
 template <class T, class P>
@@ -104,7 +120,8 @@ class RoutingStep {
 
   // `kept` numbers of each (sample, in-capsule, out-capsule) stay in the scratch, at most
   // `kept_limit` bytes of them, and `vectors` numbers of each (sample, vote dimension).
-  RoutingStep(const RoutingInputs& inputs, int64_t kept, int64_t kept_limit, int64_t vectors)
+  RoutingStep(const RoutingInputs& inputs, int threads, int64_t kept, int64_t kept_limit,
+              int64_t vectors)
       : in_(inputs),
         I(inputs.in_capsules),
         O(inputs.out_capsules),
@@ -117,17 +134,20 @@ class RoutingStep {
         sd_(inputs.weight_stride[3]) {
     const int64_t tile_sums = vectors * O * votes_dim_ * S * int64_t(sizeof(T));
     const int64_t tile_kept = kept * I * O * S * int64_t(sizeof(T));
-    const int64_t fit = min(group_bytes / max(tile_sums, 1), kept_limit / max(tile_kept, 1));
+    int64_t fit = group_bytes / max(tile_sums, 1);
+    if (tile_kept > 0) fit = min(fit, kept_limit / tile_kept);
     const int64_t tiles = max(ceil_div(in_.batch, S), 1);
     group_tiles_ = ceil_div(tiles, ceil_div(tiles, max(fit, 1)));
     groups_ = ceil_div(tiles, group_tiles_);
     chunks_ = max(min(min(max_chunks, I), I * O * votes_dim_ * group_tiles_ / chunk_votes), 1);
+    tasks_ = max(min(threads, chunks_), 1);
   }
 
   void lay_out(Arena& arena) {
     arena.take(u_, group_tiles_ * I * D * S);
-    arena.take(votes_, chunks_ * O * E * S);
-    arena.take(dots_, chunks_ * 2 * O * S);
+    arena.take(votes_, tasks_ * 2 * O * E * S);
+    arena.take(dots_, tasks_ * 4 * O * S);
+    arena.take(weights_, in_.shared ? 0 : tasks_ * block_capsules() * O * E * D);
     arena.take(partial_, chunks_ * group_tiles_ * sums());
     if (in_.over_in) {
       arena.take(partial_stats_, chunks_ * group_tiles_ * 2 * O * S);
@@ -148,22 +168,62 @@ class RoutingStep {
   int count(int64_t tile) const { return int(min(S, in_.batch - sample(tile))); }
   int64_t chunk_begin(int64_t chunk) const { return I * chunk / chunks_; }
 
-  // visit(tile, begin, end) for every tile and every block of the chunk's in-capsules.
-  template <class Visit>
-  void sweep(int64_t chunk, const Visit& visit) const {
-    const int64_t step = max(block_weight_bytes / max(O * E * D * int64_t(sizeof(T)), 1), 1);
-    const int64_t end = chunk_begin(chunk + 1);
-    for (int64_t i = chunk_begin(chunk); i < end; i += step)
-      for (int64_t tile = 0; tile < tiles_; ++tile) visit(tile, i, min(i + step, end));
+  // f(task, chunk): a task has working memory of its own and one chunk after the other.
+  template <class F>
+  void for_chunks(const Parallel& parallel, const F& f) const {
+    parallel_for(parallel, int(tasks_), [&](int task) {
+      for (int64_t k = chunks_ * task / tasks_; k < chunks_ * (task + 1) / tasks_; ++k) f(task, k);
+    });
   }
 
-  const T* weight(int64_t i, int64_t j) const {
-    return static_cast<const T*>(in_.weight) + j * so_ + i * si_;
+  // The weights of a few in-capsules, from `first` on.
+  struct Weights {
+    const T* data;
+    int64_t out_stride, in_stride, first;
+
+    const T* at(int64_t i, int64_t j) const {
+      return data + j * out_stride + (i - first) * in_stride;
+    }
+  };
+  Weights weights() const { return {static_cast<const T*>(in_.weight), so_, si_, 0}; }
+
+  // In-capsules begin..end-1 of the weight, side by side. In [O, I, E, D] an in-capsule's weights
+  // lie apart by what is often a multiple of the cache's period: they would drive one another out.
+  Weights gather_weights(int64_t begin, int64_t end, T* to) const {
+    const int64_t n = (end - begin) * E * D;
+    const bool apart = si_ == E * D && so_ > n && tiles_ > 1;
+    if (!apart) return weights();
+    for (int64_t j = 0; j < O; ++j)
+      __builtin_memcpy(to + j * n, weights().at(begin, j), n * sizeof(T));
+    return {to, n, E * D, begin};
   }
+  int64_t block_capsules() const {
+    return min(max(block_weight_bytes / max(O * E * D * int64_t(sizeof(T)), 1), 1), I);
+  }
+
+  // visit(tile, begin, end, weights) for every tile and every block of the chunk's in-capsules.
+  template <class Visit>
+  void sweep(int task, int64_t chunk, const Visit& visit) const {
+    const int64_t step = block_capsules(), end = chunk_begin(chunk + 1);
+    for (int64_t i = chunk_begin(chunk); i < end; i += step) {
+      const int64_t last = min(i + step, end);
+      const Weights w = gather_weights(i, last, weights_ + task * step * O * E * D);
+      for (int64_t tile = 0; tile < tiles_; ++tile) visit(tile, i, last, w);
+    }
+  }
+  // visit(Count<N>, i) for the in-capsules begin..end-1, two at a time: the vectors that both meet
+  // are then loaded once.
+  template <class Visit>
+  LAMINA_INLINE void in_pairs(int64_t begin, int64_t end, const Visit& visit) const {
+    int64_t i = begin;
+    for (; i + 2 <= end; i += 2) visit(Count<2>{}, i);
+    if (i < end) visit(Count<1>{}, i);
+  }
+
   T* u(int64_t tile, int64_t i) const { return u_ + (tile * I + i) * D * S; }
 
   void pack_u(const Parallel& parallel) {
-    parallel_for(parallel, int(chunks_), [&](int chunk) {
+    for_chunks(parallel, [&](int, int64_t chunk) {
       for (int64_t tile = 0; tile < tiles_; ++tile)
         for (int64_t i = chunk_begin(chunk); i < chunk_begin(chunk + 1); ++i) {
           const T* from =
@@ -175,35 +235,50 @@ class RoutingStep {
     });
   }
 
-  // The votes of in-capsule i into votes_, and their dot products with DOTS sets of vectors
-  // [O, votes_dim] into dots_ [DOTS, O].
-  template <int DOTS>
-  void vote(int chunk, int64_t tile, int64_t i, const T* first, const T* second) {
-    T* votes = votes_ + chunk * O * E * S;
-    T* dots = dots_ + chunk * 2 * O * S;
+  // The votes of in-capsules i..i+N-1 into votes_, and their dot products with DOTS sets of vectors
+  // [O, votes_dim] into dots_: [N, DOTS, O].
+  template <int N, int DOTS>
+  void vote(int task, int64_t tile, int64_t i, const Weights& w, const T* first, const T* second) {
     const T* x = u(tile, i);
     for (int64_t j = 0; j < O; ++j) {
-      P a = P::fill(T(0)), b = a;
-      const auto meet = [&](int64_t e, const P& vote) {
+      P sum[N][DOTS];
+#pragma GCC unroll 2
+      for (int n = 0; n < N; ++n)
+#pragma GCC unroll 2
+        for (int k = 0; k < DOTS; ++k) sum[n][k] = P::fill(T(0));
+      const auto meet = [&](int64_t e, const P(&vote)[N]) __attribute__((always_inline)) {
         const int64_t at = (j * votes_dim_ + e) * S;
-        a += vote * P::load(first + at);
-        if (DOTS == 2) b += vote * P::load(second + at);
+        const P a = P::load(first + at);
+#pragma GCC unroll 2
+        for (int n = 0; n < N; ++n) sum[n][0] += vote[n] * a;
+        if (DOTS == 1) return;
+        const P b = P::load(second + at);
+#pragma GCC unroll 2
+        for (int n = 0; n < N; ++n) sum[n][DOTS - 1] += vote[n] * b;
       };
       if (in_.shared) {
-        for (int64_t d = 0; d < D; ++d) meet(d, P::load(x + d * S));
+        for (int64_t d = 0; d < D; ++d) {
+          P vote[N];
+#pragma GCC unroll 2
+          for (int n = 0; n < N; ++n) vote[n] = P::load(x + (n * D + d) * S);
+          meet(d, vote);
+        }
       } else {
-        product<P>({E, se_, 1, 0, D, sd_}, weight(i, j), x, [&](int64_t e, const P& vote) {
-          vote.store(votes + (j * E + e) * S);
-          meet(e, vote);
-        });
+        T* to = votes_ + task * 2 * O * E * S + j * E * S;
+        products<N, P>({E, se_, 1, 0, D, sd_}, w.at(i, j), w.in_stride, x, D * S,
+                       [&](int64_t e, const P(&vote)[N]) __attribute__((always_inline)) {
+#pragma GCC unroll 2
+                         for (int n = 0; n < N; ++n) vote[n].store(to + (n * O * E + e) * S);
+                         meet(e, vote);
+                       });
       }
-      a.store(dots + j * S);
-      if (DOTS == 2) b.store(dots + (O + j) * S);
+#pragma GCC unroll 2
+      for (int n = 0; n < N; ++n)
+#pragma GCC unroll 2
+        for (int k = 0; k < DOTS; ++k) sum[n][k].store(dots(task, n * DOTS + k) + j * S);
     }
   }
-  const T* votes(int chunk, int64_t tile, int64_t i, int64_t j) const {
-    return in_.shared ? u(tile, i) : votes_ + (chunk * O + j) * E * S;
-  }
+  T* dots(int task, int row) const { return dots_ + (task * 4 + row) * O * S; }
 
   P prior(int64_t tile, int64_t i, int64_t j) const {
     const T* p = static_cast<const T*>(in_.prior) + i * O + j;
@@ -244,15 +319,24 @@ class RoutingStep {
     for (int64_t j = 0; j < O; ++j) (P::load(logits + j * S) * inverse).store(logits + j * S);
   }
 
-  // sums_j += factor_j votes_ij
-  void add_votes(int chunk, int64_t tile, int64_t i, const T* factors, T* sums) const {
-    for (int64_t j = 0; j < O; ++j) {
-      const P factor = P::load(factors + j * S);
-      const T* from = votes(chunk, tile, i, j);
-      T* to = sums + j * votes_dim_ * S;
+  // sums_j += factors_ij votes_ij for the in-capsules i..i+N-1 of the last vote.
+  template <int N>
+  void add_votes(int task, int64_t tile, int64_t i, const T* factors, int64_t factors_step,
+                 T* sums) const {
+    const T* votes = in_.shared ? u(tile, i) : votes_ + task * 2 * O * E * S;
+    const int64_t votes_step = in_.shared ? D * S : O * E * S;
+    for (int64_t j = 0; j < O; ++j, sums += votes_dim_ * S) {
+      P factor[N];
+#pragma GCC unroll 2
+      for (int n = 0; n < N; ++n) factor[n] = P::load(factors + n * factors_step + j * S);
 #pragma GCC unroll 4
-      for (int64_t e = 0; e < votes_dim_; ++e)
-        (P::load(to + e * S) + factor * P::load(from + e * S)).store(to + e * S);
+      for (int64_t e = 0; e < votes_dim_; ++e) {
+        P sum = P::load(sums + e * S);
+#pragma GCC unroll 2
+        for (int n = 0; n < N; ++n) sum += factor[n] * P::load(votes + n * votes_step + e * S);
+        sum.store(sums + e * S);
+      }
+      if (!in_.shared) votes += E * S;
     }
   }
 
@@ -261,17 +345,17 @@ class RoutingStep {
   // The largest starts at a finite number, so that logits of -inf get a coefficient of 0.
   void find_stats(const Parallel& parallel, const T* v) {
     constexpr T lowest = sizeof(T) == 4 ? T(-3.4e38) : T(-1.7e308);
-    parallel_for(parallel, int(chunks_), [&](int chunk) {
+    for_chunks(parallel, [&](int task, int64_t chunk) {
       T* chunk_stats = partial_stats_ + chunk * group_tiles_ * 2 * O * S;
       for (int64_t k = 0; k < tiles_ * O; ++k) {
         P::fill(lowest).store(chunk_stats + 2 * k * S);
         P::fill(T(0)).store(chunk_stats + (2 * k + 1) * S);
       }
-      T* logits = dots_ + chunk * 2 * O * S;
-      sweep(chunk, [&](int64_t tile, int64_t begin, int64_t end) {
+      sweep(task, chunk, [&](int64_t tile, int64_t begin, int64_t end, const Weights& w) {
         T* stats = chunk_stats + tile * 2 * O * S;
         for (int64_t i = begin; i < end; ++i) {
-          vote<1>(chunk, tile, i, v + tile * sums(), nullptr);
+          T* logits = dots(task, 0);
+          vote<1, 1>(task, tile, i, w, v + tile * sums(), nullptr);
           add_prior(tile, i, logits);
           for (int64_t j = 0; j < O; ++j)
             merge_stats(stats + 2 * j * S, P::load(logits + j * S), P::fill(T(1)));
@@ -315,14 +399,14 @@ class RoutingStep {
   // Between out-capsule j's own space and that of the votes.
   void from_vote_space(int64_t j, const T* x, T* out) const {
     if (in_.shared)
-      product<P>({E, se_, 1, 0, D, sd_}, weight(0, j), x,
+      product<P>({E, se_, 1, 0, D, sd_}, weights().at(0, j), x,
                  [&](int64_t e, const P& y) { y.store(out + e * S); });
     else
       for (int64_t e = 0; e < E; ++e) P::load(x + e * S).store(out + e * S);
   }
   void to_vote_space(int64_t j, const T* x, T* out) const {
     if (in_.shared)
-      product<P>({D, sd_, 1, 0, E, se_}, weight(0, j), x,
+      product<P>({D, sd_, 1, 0, E, se_}, weights().at(0, j), x,
                  [&](int64_t d, const P& y) { y.store(out + d * S); });
     else
       for (int64_t e = 0; e < E; ++e) P::load(x + e * S).store(out + e * S);
@@ -348,8 +432,8 @@ class RoutingStep {
 
   const RoutingInputs& in_;
   const int64_t I, O, D, E, votes_dim_, so_, si_, se_, sd_;
-  int64_t groups_, group_tiles_, chunks_, first_tile_ = 0, tiles_ = 0;
-  T *u_, *votes_, *dots_, *partial_, *partial_stats_ = nullptr, *stats_ = nullptr;
+  int64_t groups_, group_tiles_, chunks_, tasks_, first_tile_ = 0, tiles_ = 0;
+  T *u_, *votes_, *dots_, *weights_, *partial_, *partial_stats_ = nullptr, *stats_ = nullptr;
 };
 
 }  // namespace

@@ -389,7 +389,7 @@ def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
 
     def sample(name: str, b: int, i: int, o: int, d: int, e: int, **kwargs: Any) -> Sample:
         weight = draw(o, e, d) if kwargs.get("weight_layout") == "oed" else draw(o, i, e, d)
-        return Sample(name, (leaf(draw(b, i, d)), leaf(weight)), kwargs)
+        return Sample(name, (leaf(draw(b, i, d)), leaf(weight / d)), kwargs)
 
     yield sample("small", 2, 3, 2, 2, 3)
     yield sample("detached votes", 2, 3, 2, 2, 3, detach_votes=True)

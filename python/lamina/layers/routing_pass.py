@@ -316,7 +316,7 @@ def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
 
     def sample(name: str, b: int, i: int, o: int, d: int, e: int, **kwargs: Any) -> Sample:
         shape = (o, e, d) if kwargs.get("weight_layout") == "oed" else (o, i, e, d)
-        tensors = [draw(b, i, d), draw(*shape), draw(b, o, e)]
+        tensors = [draw(b, i, d), draw(*shape) / d, draw(b, o, e)]
         return Sample(name, tuple(t.requires_grad_() for t in tensors), kwargs)
 
     yield sample("small", 2, 3, 2, 2, 3)
