@@ -69,9 +69,7 @@ def test_matches_the_reference(case):
         0.0 if case.get("squash", "exact") == "exact" else 1e-3,
     )
     tensors = (u, weight, bias, prior)
-    exact, exact_couplings = definition.reference(
-        *tensors, mask, iterations, "out", detach, *options
-    )
+    exact, exact_couplings = definition.route(*tensors, mask, iterations, "out", detach, *options)
     grad = torch.randn_like(exact)
     leaves = [t for t in tensors if t is not None]
     wanted = gradients(exact, leaves, grad)
@@ -95,7 +93,7 @@ def test_matches_the_reference(case):
 def test_routing_pass(first):
     u, weight, prior = drawn(4, 5, 3), drawn(3, 5, 6, 3), drawn(5, 3)
     v = None if first else drawn(4, 3, 6)
-    exact = pass_definition.reference(u, weight, v, prior, None, "out", True, 0.7)
+    exact = pass_definition.step(u, weight, v, prior, None, "out", True, 0.7)
     grad = torch.randn_like(exact)
     leaves = [t for t in (u, weight, v, prior) if t is not None]
     wanted = gradients(exact, leaves, grad)
