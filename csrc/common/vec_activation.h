@@ -132,10 +132,13 @@ inline Vector<T> derivative(Vector<T> saved) {
       return normal_distribution(saved, e) + saved * (static_cast<T>(0.39894228040143267794) * e);
     }
     case Activation::gelu_tanh: {
-      const Vector<T> s = sigmoid(gelu_tanh_argument(saved, T{}));
+      // s (1 - s) from exp(-|x|): 1 - s itself has no precision left where s is near 1.
+      const Vector<T> x = gelu_tanh_argument(saved, T{});
+      const Vector<T> e = exp(x < 0 ? x : -x), r = 1 / (1 + e);
+      const Vector<T> s = x < 0 ? e * r : r;
       const Vector<T> slope = static_cast<T>(1.59576912160573071176) *
                               (1 + static_cast<T>(3 * 0.044715) * (saved * saved));
-      return s + saved * (s * (1 - s)) * slope;
+      return s + saved * (e * r * r) * slope;
     }
     case Activation::silu: {
       const Vector<T> s = sigmoid(saved);
