@@ -39,13 +39,16 @@ inline Vector<float> exp(Vector<float> x) {
 
 inline Vector<float> tanh(Vector<float> x) {
   const Vector<float> e = exp(-2.0f * absolute(x));
-  const Vector<float> far = (1.0f - e) / (1.0f + e);
+  const Vector<float> far = 1.0f - 2.0f * e / (1.0f + e);
   const Vector<float> s = x * x;
-  const Vector<float> p =
-      (((-5.704985000e-03f * s + 2.063908614e-02f) * s - 5.373971537e-02f) * s + 1.333144158e-01f) *
-          s -
-      3.333328068e-01f;
-  return absolute(x) < 0.625f ? x + x * (s * p) : copy_sign(far, x);
+  Vector<float> p = 1.214707081e-04f * s - 8.411371964e-04f;
+  p = p * s + 3.078594338e-03f;
+  p = p * s - 8.595114574e-03f;
+  p = p * s + 2.178473026e-02f;
+  p = p * s - 5.395310000e-02f;
+  p = p * s + 1.333319992e-01f;
+  p = p * s - 3.333332837e-01f;
+  return absolute(x) < 1.0f ? x + x * (s * p) : copy_sign(far, x);
 }
 
 // Phi(x), the normal distribution, from exp(-x^2 / 2): Phi(-|x|) = exp(-x^2 / 2) * Q(u) * u / 2

@@ -1,6 +1,7 @@
 #include "linear/linear_kernels.h"
 
 #include "gemm/derivative.h"
+#include "gemm/dot.h"
 #include "gemm/epilogue.h"
 #include "gemm/gemm.h"
 
@@ -23,7 +24,10 @@ void forward(const LinearForward& args, const Parallel& parallel) {
                                       args.mask,
                                       ceil_div(args.n, 8),
                                       static_cast<S*>(args.preactivation)};
-  gemm<T>(args.m, args.n, args.k, input, weight, epilogue, parallel);
+  if (args.m > 0 && dot_suits(args.m, input, weight))
+    dot_gemm(args.m, args.n, args.k, input, weight, epilogue, parallel);
+  else
+    gemm<T>(args.m, args.n, args.k, input, weight, epilogue, parallel);
 }
 
 template <class S>
