@@ -44,12 +44,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Provider:
-    """Lamina, or one of its peers, ready to be called."""
+    """Lamina, or one of its peers, ready to be called on its sample."""
 
     name: str
     call: Callable[..., Tensor]
+    sample: Sample
     backend: str = ""
     counted: bool = True
+    layout: torch.memory_format | None = None
 
 
 @contextmanager
@@ -86,7 +88,7 @@ def _ours(spec: Spec, sample: Sample, mode: str, wanted: Sequence[str] | None) -
     with backends.record_decisions() as decisions, timing.mode_context(mode):
         spec.functional(*sample.args, **sample.kwargs)
     chosen = decisions[0].backend
-    providers = [Provider(LAMINA, spec.functional, chosen)]
+    providers = [Provider(LAMINA, spec.functional, sample, chosen)]
     device = next(t.device.type for t in sample.args if isinstance(t, Tensor))
     for name in wanted if wanted is not None else spec.order:
         here = backends.BACKENDS.get(name)
@@ -98,8 +100,21 @@ def _ours(spec: Spec, sample: Sample, mode: str, wanted: Sequence[str] | None) -
                 call(*sample.args, **sample.kwargs)
         except ValueError:
             continue  # The kernel refuses the shape; `lamina.explain` says why.
-        providers.append(Provider(f"{LAMINA} {name}", call, name, counted=False))
+        providers.append(Provider(f"{LAMINA} {name}", call, sample, name, counted=False))
     return providers
+
+
+def _to_layout(value: object, layout: torch.memory_format | None) -> object:
+    if layout is None or not isinstance(value, Tensor) or value.dim() != 4:
+        return value
+    return value.detach().to(memory_format=layout).requires_grad_(value.requires_grad)
+
+
+def _in_layout(sample: Sample, layout: torch.memory_format | None) -> Sample:
+    if layout is None:
+        return sample
+    kwargs = {name: _to_layout(value, layout) for name, value in sample.kwargs.items()}
+    return Sample(sample.name, tuple(_to_layout(a, layout) for a in sample.args), kwargs)
 
 
 def _theirs(
@@ -115,14 +130,16 @@ def _theirs(
         if reason := peer.refuses(sample):
             notes.append(f"{peer.name}: {reason}")
             continue
+        given = _in_layout(sample, peer.layout)
         try:
             with timing.mode_context(case.mode):
-                call = peer.make(sample, setting)
-                call(*sample.args, **sample.kwargs)
+                call = peer.make(given, setting)
+                call(*given.args, **given.kwargs)
         except Exception as error:
             notes.append(f"{peer.name}: {type(error).__name__}: {str(error).splitlines()[0]}")
             continue
-        providers.append(Provider(peer.name, call, counted=peer.apart is None))
+        counted = peer.apart is None
+        providers.append(Provider(peer.name, call, given, counted=counted, layout=peer.layout))
     return providers, notes
 
 
@@ -130,7 +147,7 @@ class _Judge:
     """Compares a provider's output, and its gradients where the mode has some, with float64."""
 
     def __init__(self, case: Case, sample: Sample) -> None:
-        self.case, self.sample = case, sample
+        self.case = case
         with backends.use_backend("reference"), torch.random.fork_rng():
             plain, plain_grads, self.grad = run(case.spec.reference, sample)
             exact, exact_grads, _ = run(case.spec.reference, sample, double, grads=self.grad)
@@ -140,10 +157,10 @@ class _Judge:
     def problem(self, provider: Provider) -> str | None:
         if self.case.mode == "forward":
             with torch.no_grad():
-                got = provider.call(*self.sample.args, **self.sample.kwargs)
+                got = provider.call(*provider.sample.args, **provider.sample.kwargs)
             grads = ()
         else:
-            got, grads, _ = run(provider.call, self.sample, grads=self.grad)
+            got, grads, _ = run(provider.call, provider.sample, grads=self.grad)
         found = [self.output.compare("output", got)]
         for i, (expected, grad) in enumerate(zip(self.grads, grads)):
             found.append(expected.compare(f"gradient {i}", grad))
@@ -152,18 +169,20 @@ class _Judge:
 
 
 def _timers(
-    providers: list[Provider], sample: Sample, mode: str, grad: Tensor
+    providers: list[Provider], mode: str, grad: Tensor
 ) -> dict[str, tuple[timing.Timer, str]]:
-    if not grad.is_cuda:
-        return {
-            p.name: (timing.cpu_timer(timing.make_step(p.call, sample, mode, grad)), "clock")
-            for p in providers
-        }
-    copies = timing.copies_beyond_cache(sample)
-    return {
-        p.name: timing.gpu_timer([timing.make_step(p.call, c, mode, grad) for c in copies])
-        for p in providers
-    }
+    found, copies = {}, {}
+    for p in providers:
+        incoming = _to_layout(grad, p.layout)
+        if not grad.is_cuda:
+            step = timing.make_step(p.call, p.sample, mode, incoming)
+            found[p.name] = timing.cpu_timer(step), "clock"
+            continue
+        if id(p.sample) not in copies:
+            copies[id(p.sample)] = timing.copies_beyond_cache(p.sample)
+        steps = [timing.make_step(p.call, c, mode, incoming) for c in copies[id(p.sample)]]
+        found[p.name] = timing.gpu_timer(steps)
+    return found
 
 
 def _measure(
@@ -184,9 +203,9 @@ def _measure(
     notes += [f"{name} is WRONG: {problem}" for name, problem in problems.items() if problem]
     grad = judge.grad
     del judge
-    costs = {p.name: _memory(p, sample, case.mode, grad) for p in providers}
+    costs = {p.name: _memory(p, case.mode, grad) for p in providers}
     with timing.mode_context(case.mode):
-        timers = _timers(providers, sample, case.mode, grad)
+        timers = _timers(providers, case.mode, grad)
         seconds = min(LONGEST, max(SHORTEST, deadline - time.perf_counter()))
         times = timing.interleave({n: t for n, (t, _) in timers.items()}, LAMINA, seconds)
     peaks = roofline.measure(setting.device, setting.threads)
@@ -228,12 +247,11 @@ def _measure(
     return rows, [f"{case}: {note}" for note in notes]
 
 
-def _memory(
-    provider: Provider, sample: Sample, mode: str, grad: Tensor
-) -> tuple[int | None, int | None]:
+def _memory(provider: Provider, mode: str, grad: Tensor) -> tuple[int | None, int | None]:
+    call, sample = provider.call, provider.sample
     with timing.mode_context(mode):
-        peak = memory.peak_bytes(provider.call, sample, mode, grad)
-    return peak, None if mode == "forward" else memory.saved_bytes(provider.call, sample)
+        peak = memory.peak_bytes(call, sample, mode, _to_layout(grad, provider.layout))
+    return peak, None if mode == "forward" else memory.saved_bytes(call, sample)
 
 
 def _fraction(peaks: roofline.Peaks | None, case: Case, seconds: float) -> float | None:

@@ -33,9 +33,11 @@ class Peer:
     """Another way to compute an op.
 
     make(sample, setting) gives a function with the arguments of the op's functional form. It is
-    called once for each shape and mode; what it compiles is not timed. `modes` and `device` (None:
-    any) say where it exists, `refuses(sample)` why it can't take a shape. `apart` is why a peer is
-    shown but is not counted as the best one: it solves an easier problem.
+    called once for each shape and mode; what it compiles is not timed.
+    modes, device: where it exists; None is any device.
+    refuses: why it can't take a sample, or None.
+    layout: the memory format in which it is handed 4-D tensors, and gradients.
+    apart: why it is shown, but not counted as the best peer: it solves an easier problem.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Peer:
     modes: tuple[str, ...] = MODES
     device: str | None = None
     refuses: Callable[[Sample], str | None] = lambda sample: None
+    layout: torch.memory_format | None = None
     apart: str | None = None
 
 
