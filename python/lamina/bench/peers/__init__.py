@@ -58,11 +58,11 @@ def compiled(function: Callable[..., Tensor], setting: Setting) -> Callable[...,
     return torch.compile(function, dynamic=False, fullgraph=True, options=options)
 
 
-def alternatives(name: str, function: Callable[..., Tensor]) -> tuple[Peer, Peer]:
-    """The same plain torch code, eager and compiled."""
+def alternatives(name: str, function: Callable[..., Tensor], **options: Any) -> tuple[Peer, Peer]:
+    """The same plain torch code, eager and compiled; options are Peer's."""
     return (
-        Peer(name, lambda sample, setting: function),
-        Peer(f"{name} compiled", lambda sample, setting: compiled(function, setting)),
+        Peer(name, lambda sample, setting: function, **options),
+        Peer(f"{name} compiled", lambda sample, setting: compiled(function, setting), **options),
     )
 
 

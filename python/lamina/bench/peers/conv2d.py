@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lamina.bench.peers import Peer, alternatives, compiled
+from lamina.bench.peers import Peer, alternatives
 from lamina.layers.conv2d import reference
 from lamina.spec import Sample
 
@@ -43,11 +43,6 @@ def _unfold_refuses(sample: Sample) -> str | None:
 
 PEERS = (
     *alternatives("eager", reference),
-    Peer("channels_last", lambda *_: reference, layout=torch.channels_last),
-    Peer(
-        "channels_last compiled",
-        lambda sample, setting: compiled(reference, setting),
-        layout=torch.channels_last,
-    ),
+    *alternatives("channels_last", reference, layout=torch.channels_last),
     Peer("unfold + matmul", lambda *_: _unfold, refuses=_unfold_refuses),
 )
