@@ -43,13 +43,14 @@ def test_values_and_gradients(spec, dtype, backend):
 @ops
 def test_gradcheck(spec, backend):
     name, device = backend
+    interpreted = name == "triton" and device.type == "cpu"
     ran = 0
     for sample in spec.samples(torch.float64, device):
         wanted = differentiable(sample)
         if not wanted or not supported(spec, sample):
             continue
         ran += 1
-        assert gradcheck_sample(spec, sample, wanted, second=False) is None
+        assert gradcheck_sample(spec, sample, wanted, second=False, fast=interpreted) is None
         if name in ("reference", "cpp"):  # Double backward is the reference's on every backend.
             assert gradcheck_sample(spec, sample, wanted, second=True) is None
     if not ran:

@@ -413,7 +413,7 @@ def phase_gather(
 
 # Gathered pointers take registers that large tiles of sums would need.
 LARGEST_TILE = 128 * 128
-INTERPRETED = (GemmConfig(32, 32, 16, 1, 1, group_m=2),)
+INTERPRETED = (GemmConfig(64, 32, 32, 1, 1, group_m=2),)
 
 
 def candidates(target: Target, dtype: torch.dtype, precision: str) -> tuple[GemmConfig, ...]:

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl  # noqa: F401: _patch_lang looks for it
+import triton.language as tl  # noqa: F401  (_patch_lang looks for it)
 from torch import Tensor
-from triton.language import core  # noqa: F401: _patch_lang looks for it
+from triton.language import core  # noqa: F401  (_patch_lang looks for it)
 from triton.runtime.interpreter import InterpretedFunction, _patch_lang, interpreter_builder
 from triton.runtime.jit import JITFunction
 
