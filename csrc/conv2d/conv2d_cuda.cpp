@@ -3,6 +3,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/core/MemoryFormat.h>
 
+#include <algorithm>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -34,13 +36,34 @@ ConvImages images_of(const CudaCall& call, const Tensor& channels_last) {
           channels_last.size(3), channels_last.size(1)};
 }
 
+// How the rows (or columns) y of the gradient of the input that leave the remainder `phase` read
+// dZ.
+ConvAxis backward_axis(int64_t taps, int64_t stride, int64_t padding, int64_t dilation,
+                       int64_t size, int64_t phase) {
+  // Row (phase + padding - r dilation) / stride of dZ has to be whole.
+  int64_t first_tap = 0;
+  while (first_tap < taps && (phase + padding - first_tap * dilation) % stride != 0) ++first_tap;
+  const int64_t tap_stride = stride / std::gcd(stride, dilation);
+  return {static_cast<int>(ceil_div<int64_t>(taps - first_tap, tap_stride)),
+          1,
+          static_cast<int>((phase + padding - first_tap * dilation) / stride),
+          static_cast<int>(-dilation * tap_stride / stride),
+          ceil_div<int64_t>(size - phase, stride),
+          static_cast<int>(first_tap),
+          static_cast<int>(tap_stride),
+          phase,
+          stride,
+          size};
+}
+
 // One call's geometry, checked.
 struct Convolution {
   const CudaCall& call;
   FloatType type;
   int64_t images, ins, height, width, outs, out_height, out_width;
   int groups;
-  ConvTaps forward, backward;  // backward: how the gradient of the input reads dZ
+  ConvTaps forward;
+  std::vector<ConvAxis> backward[2];  // the phases in which the gradient of the input reads dZ
 
   Convolution(const CudaCall& call, const Tensor& input, const Tensor& weight,
               const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
@@ -53,18 +76,24 @@ struct Convolution {
     images = input.size(0), ins = input.size(1), height = input.size(2), width = input.size(3);
     outs = weight.size(0);
     const auto axis = [&](int d) {
-      return ConvAxis{static_cast<int>(weight.size(d + 2)), static_cast<int>(stride[d]),
-                      static_cast<int>(-padding[d]), static_cast<int>(dilation[d]), 1};
+      const int64_t size = conv_output_size(input.size(d + 2), weight.size(d + 2), stride[d],
+                                            padding[d], dilation[d]);
+      for (int64_t phase = 0; phase < std::min(stride[d], input.size(d + 2)); ++phase)
+        backward[d].push_back(backward_axis(weight.size(d + 2), stride[d], padding[d], dilation[d],
+                                            input.size(d + 2), phase));
+      return ConvAxis{static_cast<int>(weight.size(d + 2)),
+                      static_cast<int>(stride[d]),
+                      static_cast<int>(-padding[d]),
+                      static_cast<int>(dilation[d]),
+                      size,
+                      0,
+                      1,
+                      0,
+                      1,
+                      size};
     };
-    const auto reversed = [](const ConvAxis& axis) {
-      return ConvAxis{axis.taps, 1, -axis.offset, -axis.step, axis.scale};
-    };
-    forward = {axis(0), axis(1), 0, 0};
-    out_height = forward.grid_height =
-        conv_output_size(height, weight.size(2), stride[0], padding[0], dilation[0]);
-    out_width = forward.grid_width =
-        conv_output_size(width, weight.size(3), stride[1], padding[1], dilation[1]);
-    backward = {reversed(axis(0)), reversed(axis(1)), height, width};
+    forward = {axis(0), axis(1)};
+    out_height = forward.vertical.grid, out_width = forward.horizontal.grid;
     STD_TORCH_CHECK(out_height > 0 && out_width > 0, "conv2d: the kernel is larger than the input");
     constexpr int64_t limit = int64_t{1} << 31;
     STD_TORCH_CHECK(images * out_height * out_width < limit && images * height * width < limit,
@@ -78,11 +107,12 @@ struct Convolution {
         like, {count}, type == FloatType::f64 ? ScalarType::Double : ScalarType::Float);
   }
 
-  // Filters of `outs` with room in `holder`.
-  ConvFilters filters(const Tensor& weight, bool transposed, Tensor& holder) const {
+  // Filters of the taps, with room in `holder`.
+  ConvFilters filters(const ConvTaps& taps, const Tensor& weight, bool transposed,
+                      Tensor& holder) const {
     ConvFilters made{nullptr, transposed ? ins : outs, transposed ? outs / groups : ins / groups,
                      0};
-    made.stride = ceil_div<int64_t>(forward.count() * made.ins, 8) * 8;
+    made.stride = ceil_div<int64_t>(taps.count() * made.ins, 8) * 8;
     holder = torch::stable::new_empty(weight, {made.outs * made.stride});
     made.data = call.pointer(holder);
     return made;
@@ -91,7 +121,7 @@ struct Convolution {
   void run(const Tensor& images, const ConvTaps& taps, const Tensor& weight, bool transposed,
            const ConvOutputs& outputs) const {
     Tensor holder;
-    const ConvFilters packed = filters(weight, transposed, holder);
+    const ConvFilters packed = filters(taps, weight, transposed, holder);
     const int64_t strides[4] = {weight.stride(0), weight.stride(1), weight.stride(2),
                                 weight.stride(3)};
     launch_conv_filters(type, call.pointer(weight), strides, taps, groups, transposed, packed,
@@ -184,7 +214,7 @@ Tensor weight_gradient(const Convolution& conv, const Tensor& grad_z, const Tens
   const CudaCall& call = conv.call;
   const Tensor images = channels_last_of(input);
   Tensor holder;
-  ConvFilters filters = conv.filters(weight, false, holder);
+  ConvFilters filters = conv.filters(conv.forward, weight, false, holder);
   // The GEMM's rows are not padded.
   filters.stride = conv.forward.count() * filters.ins;
   const ConvImages view = images_of(call, images);
@@ -225,9 +255,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   if (needs[0] || needs[1]) grad_z = channels_last_of(grad_z);
   if (needs[0]) {
     grad_input = new_images(input, {conv.images, conv.ins, conv.height, conv.width}, channels_last);
-    conv.run(grad_z, conv.backward, weight, true,
-             {call.pointer(grad_input), nullptr, nullptr, Activation::none, 0, nullptr, nullptr,
-              channels_last});
+    const ConvOutputs outputs{call.pointer(grad_input),
+                              nullptr,
+                              nullptr,
+                              Activation::none,
+                              0,
+                              nullptr,
+                              nullptr,
+                              channels_last};
+    for (const ConvAxis& vertical : conv.backward[0])
+      for (const ConvAxis& horizontal : conv.backward[1])
+        conv.run(grad_z, {vertical, horizontal}, weight, true, outputs);
   }
   if (needs[1]) grad_weight = weight_gradient(conv, grad_z, input, weight);
   call.check();

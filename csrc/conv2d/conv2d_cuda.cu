@@ -14,15 +14,25 @@ unsigned blocks_for(int64_t work) {
   return static_cast<unsigned>(ceil_div<int64_t>(work, block_threads));
 }
 
-// The row or column that a tap reads, or -1.
-__device__ __forceinline__ int read_place(const ConvAxis& axis, int grid, int tap, int64_t size) {
-  int place = grid * axis.scale + axis.offset + tap * axis.step;
-  if (place < 0) return -1;
-  if (axis.divisor > 1) {
-    if (place % axis.divisor) return -1;
-    place /= axis.divisor;
+// A pixel of the grid. Pixels are counted in 32 bits, for the sake of the divisions; addresses are
+// not.
+struct GridPixel {
+  unsigned image;
+  int y, x;
+
+  __device__ GridPixel(const ConvTaps& taps, int64_t index) {
+    const auto p = static_cast<unsigned>(index);
+    const auto width = static_cast<unsigned>(taps.horizontal.grid);
+    const auto height = static_cast<unsigned>(taps.vertical.grid);
+    image = p / width / height;
+    y = static_cast<int>(p / width % height);
+    x = static_cast<int>(p % width);
   }
-  return place < size ? place : -1;
+};
+
+// The row or column that a tap reads.
+__device__ __forceinline__ int read_place(const ConvAxis& axis, int grid, int tap) {
+  return grid * axis.scale + axis.offset + tap * axis.step;
 }
 
 // Element (pixel, n) of the columns of one group, n = (r, s, channel).
@@ -36,7 +46,7 @@ struct Columns {
   Columns(const ConvImages& images, const ConvTaps& taps, int groups)
       : data(static_cast<const T*>(images.data)),
         taps(taps),
-        pixels(images.count * taps.grid_height * taps.grid_width),
+        pixels(images.count * taps.pixels()),
         height(images.height),
         width(images.width),
         pixel_stride(images.channels),
@@ -51,13 +61,8 @@ struct Columns {
     int y, x;
   };
   __device__ Pixel pixel(int64_t index) const {
-    // Pixels are counted in 32 bits, for the sake of the divisions; addresses are not.
-    const auto p = static_cast<unsigned>(index);
-    const auto grid_width = static_cast<unsigned>(taps.grid_width);
-    const unsigned row = p / grid_width, image = row / static_cast<unsigned>(taps.grid_height);
-    return {data + image * height * width * pixel_stride,
-            static_cast<int>(row % static_cast<unsigned>(taps.grid_height)),
-            static_cast<int>(p % grid_width)};
+    const GridPixel p(taps, index);
+    return {data + p.image * height * width * pixel_stride, p.y, p.x};
   }
 
   struct Tap {
@@ -78,9 +83,9 @@ struct Columns {
 
   // Null where the tap reads padding.
   __device__ const T* at(const Pixel& pixel, const Tap& tap) const {
-    const int row = read_place(taps.vertical, pixel.y, tap.row, height);
-    const int column = read_place(taps.horizontal, pixel.x, tap.column, width);
-    if (row < 0 || column < 0) return nullptr;
+    const int row = read_place(taps.vertical, pixel.y, tap.row);
+    const int column = read_place(taps.horizontal, pixel.x, tap.column);
+    if (row < 0 || row >= height || column < 0 || column >= width) return nullptr;
     return pixel.image + (row * width + column) * pixel_stride + tap.channel;
   }
 };
@@ -186,12 +191,13 @@ struct StridedColumns {
 
 // Bias, residual and activation. In channels_last, rows are pixels and columns are channels;
 // otherwise the other way round, and a row of pixels is cut into its images in memory. The filters'
-// gradient takes it too, as a plain matrix.
+// gradient takes it too, as images of one row.
 template <typename T>
 struct ConvEpilogue {
   using Number = accumulator_t<T>;
 
-  bool channels_last;
+  ConvTaps taps;
+  bool channels_last, dense;
   int64_t columns, channels, image_pixels;  // of all groups
   int64_t group_rows, group_columns;
   T* output;
@@ -204,12 +210,14 @@ struct ConvEpilogue {
   int64_t first_row = 0, first_column = 0;
 
   // `rows` and `columns` are those of one group.
-  ConvEpilogue(const ConvOutputs& outputs, int64_t rows, int64_t columns, int64_t image_pixels,
+  ConvEpilogue(const ConvOutputs& outputs, const ConvTaps& taps, int64_t rows, int64_t columns,
                int groups)
-      : channels_last(outputs.channels_last),
+      : taps(taps),
+        channels_last(outputs.channels_last),
+        dense(taps.dense()),
         columns(channels_last ? columns * groups : columns),
         channels(channels_last ? columns * groups : rows * groups),
-        image_pixels(image_pixels),
+        image_pixels(taps.vertical.size * taps.horizontal.size),
         group_rows(channels_last ? 0 : rows),
         group_columns(channels_last ? columns : 0),
         output(static_cast<T*>(outputs.output)),
@@ -221,7 +229,8 @@ struct ConvEpilogue {
         preactivation(static_cast<T*>(outputs.preactivation)) {
     const int64_t run = channels_last ? this->columns : image_pixels;
     whole = is_aligned(output, run) && is_aligned(residual, run) &&
-            is_aligned(preactivation, run) && run % octet == 0 && group_columns % octet == 0;
+            is_aligned(preactivation, run) && run % octet == 0 && group_columns % octet == 0 &&
+            (channels_last || dense);
   }
 
   __device__ void select(int group) {
@@ -230,9 +239,22 @@ struct ConvEpilogue {
   }
 
   __device__ int64_t offset(int64_t row, int64_t column) const {
-    if (channels_last) return row * columns + column;
-    const auto pixel = static_cast<unsigned>(column), run = static_cast<unsigned>(image_pixels);
-    return (pixel / run * channels + row) * image_pixels + pixel % run;
+    const int64_t pixel = channels_last ? row : column;
+    if (channels_last && dense) return row * columns + column;
+    int64_t image, place;
+    if (dense) {
+      const auto run = static_cast<unsigned>(image_pixels);
+      image = static_cast<unsigned>(pixel) / run;
+      place = static_cast<unsigned>(pixel) % run;
+    } else {
+      const GridPixel p(taps, pixel);
+      const ConvAxis &vertical = taps.vertical, &horizontal = taps.horizontal;
+      image = p.image;
+      place = (vertical.first + p.y * vertical.stride) * horizontal.size + horizontal.first +
+              p.x * horizontal.stride;
+    }
+    if (channels_last) return (image * image_pixels + place) * columns + column;
+    return (image * channels + row) * image_pixels + place;
   }
 
   __device__ void load(const T* from, int64_t row, int64_t column, int count,
@@ -294,7 +316,9 @@ struct FilterElement {
     const int64_t group = out / (filters.outs / groups);
     const int64_t k = transposed ? group * filters.ins + in : out;
     const int64_t c = transposed ? out % (filters.outs / groups) : in;
-    const int64_t r = tap / taps.horizontal.taps, s = tap % taps.horizontal.taps;
+    const ConvAxis &vertical = taps.vertical, &horizontal = taps.horizontal;
+    const int64_t r = vertical.first_tap + tap / horizontal.taps * vertical.tap_stride;
+    const int64_t s = horizontal.first_tap + tap % horizontal.taps * horizontal.tap_stride;
     exists = tap < taps.count();
     offset = k * strides.out + c * strides.in + r * strides.row + s * strides.column;
   }
@@ -418,7 +442,7 @@ int64_t grad_z_runs(int64_t pixels) {
 }
 
 int64_t grid_pixels(const ConvImages& images, const ConvTaps& taps) {
-  return images.count * taps.grid_height * taps.grid_width;
+  return images.count * taps.pixels();
 }
 
 // Narrow groups, such as those of a depthwise convolution, would leave most of a GEMM's tiles
@@ -440,6 +464,9 @@ GemmPlan plan_grad_filters(const ConvImages& images, const ConvTaps& taps,
   return plan_gemm(filters.outs / groups, taps.count() * filters.ins, grid_pixels(images, taps),
                    groups);
 }
+
+// Each position reads itself.
+ConvAxis plain_axis(int64_t size) { return {1, 1, 0, 1, size, 0, 1, 0, 1, size}; }
 
 FilterStrides filter_strides(const int64_t (&strides)[4]) {
   return {strides[0], strides[1], strides[2], strides[3]};
@@ -514,7 +541,6 @@ void launch_conv(FloatType type, const ConvImages& images, const ConvTaps& taps,
     using Math = typename Operands<T>::Math;
     using ByPixel = typename Operands<T>::template ColumnsOf<Major::depth, Math::rows>;
     using ByOut = typename Operands<T>::template ColumnsOf<Major::depth, Math::columns>;
-    const int64_t image_pixels = taps.grid_height * taps.grid_width;
     const Columns<T> columns(images, taps, groups);
     auto* sums = static_cast<accumulator_t<T>*>(partial);
     if (is_narrow(filters, groups)) {
@@ -523,10 +549,10 @@ void launch_conv(FloatType type, const ConvImages& images, const ConvTaps& taps,
       const int64_t row_octets = ceil_div<int64_t>(across, octet);
       LAMINA_LAUNCH(conv_narrow_kernel<T>, blocks_for(rows * row_octets), block_threads, 0, stream,
                     columns, filters, rows, row_octets,
-                    ConvEpilogue<T>(outputs, rows, across, image_pixels, 1));
+                    ConvEpilogue<T>(outputs, taps, rows, across, 1));
       return;
     }
-    const ConvEpilogue<T> epilogue(outputs, plan.rows, plan.columns, image_pixels, groups);
+    const ConvEpilogue<T> epilogue(outputs, taps, plan.rows, plan.columns, groups);
     if (outputs.channels_last)
       launch_gemm<Math>(plan, ByPixel{columns},
                         Operands<T>::template filters<Math::columns>(filters, groups), epilogue,
@@ -566,12 +592,11 @@ void launch_conv_grad_filters(FloatType type, const ConvImages& images, const Co
       return;
     }
     const GemmPlan plan = plan_grad_filters(images, taps, filters, groups);
-    // dZ read through a single tap is a matrix [pixels, outs].
-    const ConvAxis one{1, 1, 0, 1, 1};
-    const ConvTaps single{one, one, taps.grid_height, taps.grid_width};
+    // dZ read through a single tap is a matrix [pixels, outs]; the filters are one row of results.
+    const ConvTaps single{plain_axis(taps.vertical.grid), plain_axis(taps.horizontal.grid)};
+    const ConvTaps flat{plain_axis(1), plain_axis(plan.columns)};
     launch_gemm<Math>(plan, ByOut{Columns<T>(grad_z, single, groups)}, ByTap{columns},
-                      ConvEpilogue<T>(plain, plan.rows, plan.columns, plan.columns, groups), sums,
-                      stream);
+                      ConvEpilogue<T>(plain, flat, plan.rows, plan.columns, groups), sums, stream);
   });
 }
 

@@ -16,18 +16,26 @@ struct ConvImages {
   int64_t count, height, width, channels;
 };
 
-// Which pixel of the images the tap (r, s) of pixel (y, x) of the grid reads:
-//   row (y * scale + offset + r * step) / divisor, if that is whole and inside; columns alike.
-// Forward: scale = stride, offset = -padding, step = dilation, divisor = 1. For the gradient of the
-// input the images are dZ, and scale = 1, offset = padding, step = -dilation, divisor = stride.
+// Which pixels of the images are read, and where the results go, along one direction. Position y of
+// the grid reads through tap r row y * scale + offset + r * step, if that is inside, and makes row
+// first + y * stride of the result. Tap r is tap first_tap + r * tap_stride of the weight.
+//
+// The forward pass has scale = stride, offset = -padding, step = dilation. The gradient of the
+// input reads dZ; with a stride it is cut into phases, the rows y of one remainder: each meets taps
+// of its own and is a convolution of stride 1, so that nothing is computed that contributes
+// nothing.
 struct ConvAxis {
-  int taps, scale, offset, step, divisor;
+  int taps, scale, offset, step;
+  int64_t grid;
+  int first_tap, tap_stride;
+  int64_t first, stride, size;  // of the result
 };
 struct ConvTaps {
   ConvAxis vertical, horizontal;
-  int64_t grid_height, grid_width;
 
   LAMINA_HOST_DEVICE int count() const { return vertical.taps * horizontal.taps; }
+  LAMINA_HOST_DEVICE int64_t pixels() const { return vertical.grid * horizontal.grid; }
+  bool dense() const { return vertical.stride == 1 && horizontal.stride == 1; }
 };
 
 // Filters as the kernels read them: [outs, taps, ins], each filter padded to `stride` elements.

@@ -225,11 +225,16 @@ void check_access(const void* pointer, size_t bytes, bool write, bool in_flight 
   if (address >= module.begin && address < module.end) return;
   // Arguments of the kernel, captured where it was launched.
   if (!write && address - launcher_frame < (1 << 20)) return;
+  const auto distance = [=](const Region& region) {
+    return address < region.begin ? region.begin - address : address - region.end;
+  };
+  const Region* nearest = nullptr;
   for (const Region& region : regions)
-    if (address + 4096 > region.begin && address < region.end + 4096)
-      fail("%s of %zu bytes at %td in a tensor of %zu bytes", write ? "write" : "read", bytes,
-           static_cast<ptrdiff_t>(address - region.begin),
-           static_cast<size_t>(region.end - region.begin));
+    if (!nearest || distance(region) < distance(*nearest)) nearest = &region;
+  if (nearest && distance(*nearest) < 4096)
+    fail("%s of %zu bytes at %td in a tensor of %zu bytes", write ? "write" : "read", bytes,
+         static_cast<ptrdiff_t>(address - nearest->begin),
+         static_cast<size_t>(nearest->end - nearest->begin));
   fail("%s of %zu bytes at %p, which belongs to no tensor of this launch", write ? "write" : "read",
        bytes, pointer);
 }
