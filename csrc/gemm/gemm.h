@@ -115,23 +115,30 @@ class Gemm {
     }
   }
 
-  // All micro-tiles of row panels [i0, i1) x column panels [j0, j1) over `depths` of K, whose first
-  // panels lie at a and b. tiles holds the sums between passes, laid out by tile(i, j).
-  template <class Tile, class Finished>
-  void compute(int64_t i0, int64_t i1, int64_t j0, int64_t j1, const T* a, const T* b,
-               int64_t depths, bool accumulate, const Tile& tile, const Finished& finished) const {
+  // All micro-tiles of row panels [i0, i1) x column panels [j0, j1) over `depths` of K. The panels
+  // of A lie at a; panels_of_b(d, depth) gives those of one pass. tile(i, j) is where sums stay
+  // between passes.
+  struct Panels {
+    const T* first;
+    int64_t stride;
+  };
+  template <class PanelsOfB, class Tile, class Finished>
+  void compute(int64_t i0, int64_t i1, int64_t j0, int64_t j1, const T* a,
+               const PanelsOfB& panels_of_b, int64_t depths, bool accumulate, const Tile& tile,
+               const Finished& finished) const {
     const int rows = static_cast<int>(i1 - i0), columns = static_cast<int>(j1 - j0);
     for (int64_t d = 0; d == 0 || d < depths; d += blocking.depth) {
       const int64_t depth = min64(blocking.depth, depths - d);
       const bool last = d + blocking.depth >= depths;
+      const Panels b = panels_of_b(d, depth);
       for (int t = 0; t < rows * columns; ++t) {
         const int i = blocking.columns_inner ? t / columns : t % rows;
         const int j = blocking.columns_inner ? t % columns : t / rows;
         const T* const panel_a = a + i * a_panel(depths) + d * R;
-        const T* const panel_b = b + j * b_panel(depths) + d * C;
+        const T* const panel_b = b.first + j * b.stride;
         if (!blocking.columns_inner && j + 1 < columns) {
           const int64_t share = ceil_div(depth * C, rows);
-          prefetch(panel_b + b_panel(depths) + i * share, share);
+          prefetch(panel_b + b.stride + i * share, share);
         }
         if (last)
           prefetch_target(epilogue_, rows_.first(i0 + i), rows_.count(i0 + i), (j0 + j) * C, 0);
@@ -161,31 +168,40 @@ class Gemm {
   }
 
   // Threads share packed panels: for each chunk of K and each range of columns, all of B is packed
-  // first, then blocks of rows follow, each packed by whoever is free and used by all.
+  // first, then blocks of rows follow, each packed by whoever is free and used by all. With one
+  // block of rows no panel of B is used twice: each work item packs its own, pass by pass, and uses
+  // them while they are in its L2.
   void run_shared() {
     const int64_t chunks = k_ > 0 ? ceil_div(k_, chunk_depth) : 1;
     const int64_t chunk = round_up(ceil_div(k_, chunks), blocking.depth);
-    const int64_t panel_bytes = b_panel(chunk) * static_cast<int64_t>(sizeof(T)) + 1;
-    int64_t range = round_up(ceil_div(packed_bytes, panel_bytes), blocking.column_tiles);
-    range = ceil_div(column_panels_, ceil_div(column_panels_, range));
-    const int64_t column_blocks = ceil_div(range, blocking.column_tiles);
-    const int64_t block = ceil_div(rows_.panels, ceil_div(rows_.panels, blocking.row_tiles));
+    const bool own_b = rows_.panels <= 2 * blocking.row_tiles;
+    const int64_t block =
+        own_b ? rows_.panels : ceil_div(rows_.panels, ceil_div(rows_.panels, blocking.row_tiles));
     const int64_t row_blocks = ceil_div(rows_.panels, block);
+    // Enough items that threads finish together.
+    const int64_t fair = ceil_div(column_panels_, 4 * parallel_.threads * row_blocks);
+    const int64_t column_tiles = own_b ? min64(blocking.column_tiles, fair) : blocking.column_tiles;
+    const int64_t panel_bytes = b_panel(chunk) * static_cast<int64_t>(sizeof(T));
+    int64_t range = round_up(ceil_div(packed_bytes, panel_bytes), column_tiles);
+    range = own_b ? column_panels_ : ceil_div(column_panels_, ceil_div(column_panels_, range));
+    const int64_t column_blocks = ceil_div(range, column_tiles);
 
     const int workers = threads(row_blocks * column_blocks);
     const int64_t slots = min64(row_blocks, 2 + workers / column_blocks);
+    const int64_t b_elements =
+        own_b ? workers * column_tiles * b_panel(blocking.depth) : range * b_panel(chunk);
     const bool keep_all = chunks > 1;
     const bool keep_block = chunk > blocking.depth;
-    const int64_t block_tiles = keep_block ? block * blocking.column_tiles : 1;
+    const int64_t block_tiles = keep_block ? block * column_tiles : 1;
     const int64_t all_tiles = keep_all ? rows_.panels * column_panels_ : 0;
 
-    Arena arena{static_cast<char*>(workspace(
-        Arena::bytes<int64_t>(2 + 2 * row_blocks) + Arena::bytes<T>(range * b_panel(chunk)) +
-        Arena::bytes<T>(slots * block * a_panel(chunk)) +
-        Arena::bytes<T>(workers * block_tiles * tile_elements) +
-        Arena::bytes<T>(all_tiles * tile_elements)))};
+    Arena arena{static_cast<char*>(
+        workspace(Arena::bytes<int64_t>(2 + 2 * row_blocks) + Arena::bytes<T>(b_elements) +
+                  Arena::bytes<T>(slots * block * a_panel(chunk)) +
+                  Arena::bytes<T>(workers * block_tiles * tile_elements) +
+                  Arena::bytes<T>(all_tiles * tile_elements)))};
     int64_t* const counters = arena.take<int64_t>(2 + 2 * row_blocks);
-    T* const packed_b = arena.take<T>(range * b_panel(chunk));
+    T* const packed_b = arena.take<T>(b_elements);
     T* const packed_a = arena.take<T>(slots * block * a_panel(chunk));
     T* const scratch = arena.take<T>(workers * block_tiles * tile_elements);
     T* const sums = arena.take<T>(all_tiles * tile_elements);
@@ -196,9 +212,10 @@ class Gemm {
       const bool last_chunk = c == chunks - 1;
       for (int64_t j0 = 0; j0 < column_panels_; j0 += range) {
         const int64_t j1 = min64(j0 + range, column_panels_);
-        const int64_t blocks_here = ceil_div(j1 - j0, blocking.column_tiles);
+        const int64_t blocks_here = ceil_div(j1 - j0, column_tiles);
         const int64_t items_per_block = block + blocks_here;
-        const int64_t items = (j1 - j0) + row_blocks * items_per_block;
+        const int64_t b_items = own_b ? 0 : j1 - j0;
+        const int64_t items = b_items + row_blocks * items_per_block;
         int64_t *next = counters, *b_ready = counters + 1;
         int64_t *a_ready = counters + 2, *done = a_ready + row_blocks;
         for (int64_t i = 0; i < 2 + 2 * row_blocks; ++i) counters[i] = 0;
@@ -206,14 +223,14 @@ class Gemm {
         const auto work = [&](int worker) {
           T* const own_tiles = scratch + worker * block_tiles * tile_elements;
           for (int64_t item; (item = claim(next)) < items;) {
-            if (item < j1 - j0) {
+            if (item < b_items) {
               const int64_t j = j0 + item;
               pack<C>(b_, packed_b + item * b_panel(depths), j * C, columns(j), k0, depths, true);
               finish(b_ready);
               continue;
             }
-            const int64_t row_block = (item - (j1 - j0)) / items_per_block;
-            const int64_t part = (item - (j1 - j0)) % items_per_block;
+            const int64_t row_block = (item - b_items) / items_per_block;
+            const int64_t part = (item - b_items) % items_per_block;
             const int64_t i0 = row_block * block, i1 = min64(i0 + block, rows_.panels);
             T* const a = packed_a + row_block % slots * block * a_panel(chunk);
             if (part < block) {
@@ -226,9 +243,9 @@ class Gemm {
               finish(a_ready + row_block);
               continue;
             }
-            const int64_t jb = j0 + (part - block) * blocking.column_tiles;
-            const int64_t je = min64(jb + blocking.column_tiles, j1);
-            wait_for(b_ready, j1 - j0);
+            const int64_t jb = j0 + (part - block) * column_tiles;
+            const int64_t je = min64(jb + column_tiles, j1);
+            wait_for(b_ready, b_items);
             wait_for(a_ready + row_block, block);
             const auto tile = [&](int64_t i, int64_t j) {
               if (keep_all) return sums + (j * rows_.panels + i) * tile_elements;
@@ -237,8 +254,15 @@ class Gemm {
             const auto finished = [&](const T* sum, int64_t i, int64_t j) {
               if (last_chunk) emit(sum, i, j);
             };
-            compute(i0, i1, jb, je, a, packed_b + (jb - j0) * b_panel(depths), depths, k0 > 0, tile,
-                    finished);
+            const auto panels_of_b = [&](int64_t d, int64_t depth) -> Panels {
+              if (!own_b) return {packed_b + (jb - j0) * b_panel(depths) + d * C, b_panel(depths)};
+              T* const own = packed_b + worker * column_tiles * b_panel(blocking.depth);
+              for (int64_t j = jb; j < je; ++j)
+                pack<C>(b_, own + (j - jb) * b_panel(depth), j * C, this->columns(j), k0 + d, depth,
+                        true);
+              return {own, b_panel(depth)};
+            };
+            compute(i0, i1, jb, je, a, panels_of_b, depths, k0 > 0, tile, finished);
             finish(done + row_block);
           }
         };
@@ -285,8 +309,9 @@ class Gemm {
           const auto tile = [&](int64_t i, int64_t j) {
             return sums + (split * tiles + j * rows_.panels + i) * tile_elements;
           };
-          compute(0, rows_.panels, 0, column_panels_, a, b, depths, k0 > split * part, tile,
-                  [](const T*, int64_t, int64_t) {});
+          const auto panels_of_b = [&](int64_t, int64_t) -> Panels { return {b, b_panel(depths)}; };
+          compute(0, rows_.panels, 0, column_panels_, a, panels_of_b, depths, k0 > split * part,
+                  tile, [](const T*, int64_t, int64_t) {});
         }
       }
     };
