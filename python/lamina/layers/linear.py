@@ -139,9 +139,14 @@ def _check(input: Tensor, weight: Tensor, bias: Tensor | None, in_out: bool) -> 
         check_alike("linear", "bias", bias, "input", input)
 
 
-# How ATen finishes a small product. relu writes over the fresh product, which nobody else holds.
+def _relu(z: Tensor) -> Tensor:
+    """relu of a fresh product; in place where no graph holds it."""
+    return torch.relu(z) if z.requires_grad else torch.relu_(z)
+
+
+# How ATen finishes a small product.
+_FINISH = {None: None, "relu": _relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh}
 _FLOATS = frozenset(FLOATS)
-_FINISH = {None: None, "relu": torch.relu_, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh}
 
 
 def _small(
@@ -158,7 +163,7 @@ def _small(
             or not (input.is_cpu and weight.is_cpu)
             or input.dtype not in _FLOATS
             or weight.dim() != 2
-            or (bias is not None and (bias.dim() != 1 or len(bias) != len(weight)))
+            or (bias is not None and (bias.dim() != 1 or bias.numel() != weight.size(0)))
         ):
             return None
         finish = _FINISH[activation]
