@@ -1,0 +1,5 @@
+"""Losses."""
+
+from lamina.losses.margin import MarginLoss
+
+__all__ = ["MarginLoss"]

@@ -1,0 +1,5 @@
+"""Models composed from the layers."""
+
+from lamina.models.capsnet import CapsNet
+
+__all__ = ["CapsNet"]

@@ -1,0 +1,236 @@
+"""Dynamic routing: what the generic tests leave open."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+
+import lamina
+from lamina.functional import dynamic_routing, routing_pass, squash
+from lamina.layers.dynamic_routing import reference, route
+from lamina.losses import MarginLoss
+from lamina.models import CapsNet
+
+
+def drawn(*shape, scale=1.0, dtype=torch.float64):
+    return (scale * torch.randn(*shape, dtype=dtype)).requires_grad_()
+
+
+OPTIONS = list(
+    itertools.product((1, 2, 5), ("out", "in"), (False, True), (False, True), (False, True))
+)
+
+
+@pytest.mark.parametrize("iterations,coupling_dim,detach,shared,leaky", OPTIONS)
+def test_all_gradients(backend, iterations, coupling_dim, detach, shared, leaky):
+    """Every gradient in float64, with bias, prior and mask, for every squash."""
+    name, device = backend
+    if name not in ("reference", "cpp"):
+        pytest.skip("these kernels have tests of their own over the same options")
+    for kind, per_sample in zip(("exact", "sqrt_eps", "norm_eps", "exp"), (0, 1, 0, 1)):
+        u, bias = drawn(11, 6, 3), drawn(4, 5, scale=0.1)
+        weight = drawn(4, 5, 3) if shared else drawn(4, 6, 5, 3)
+        prior = drawn(11, 6, 4) if per_sample else drawn(6, 4)
+        mask = torch.rand(11, 6) < 0.7 if per_sample else torch.arange(6) % 3 > 0
+        mask[0] = False
+        kwargs = {
+            "iterations": iterations,
+            "coupling_dim": coupling_dim,
+            "detach_votes": detach,
+            "leaky": leaky,
+            "squash": kind,
+            "eps": 0.0 if kind == "exact" else 1e-3,
+            "scale": 0.8,
+            "accumulate": kind != "exp",
+            "weight_layout": "oed" if shared else "oied",
+            "return_couplings": True,
+        }
+        leaves = (u, weight, bias, prior)
+        v, couplings = dynamic_routing(u, weight, bias=bias, prior=prior, mask=mask, **kwargs)
+        exact = reference(u, weight, bias=bias, prior=prior, mask=mask, **kwargs)
+        torch.testing.assert_close(v, exact[0], rtol=0, atol=1e-13)
+        torch.testing.assert_close(couplings, exact[1], rtol=0, atol=1e-13)
+        grad = torch.randn_like(v)
+        for got, wanted in zip(
+            torch.autograd.grad(v, leaves, grad), torch.autograd.grad(exact[0], leaves, grad)
+        ):
+            torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
+
+
+def test_only_s_is_saved():
+    u, weight = drawn(64, 50, 8, dtype=torch.float32), drawn(10, 50, 16, 8, dtype=torch.float32)
+    sizes = []
+
+    def keep(tensor):
+        if tensor.data_ptr() not in (u.data_ptr(), weight.data_ptr()):
+            sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        dynamic_routing(u, weight, backend="cpp")
+    assert sizes == [3 * 64 * 10 * 16]
+
+
+@pytest.mark.parametrize("coupling_dim", ["out", "in"])
+def test_wild_values_stay_finite(coupling_dim):
+    """Zero input, zero vectors, masked samples and logits of +-1e4 give numbers."""
+    prior = 1e4 * torch.tensor([[1.0, -1, 0], [-1, -1, 1], [1, 1, 1], [-1, -1, -1]])
+    cases = {
+        "zeros": {"u": torch.zeros(3, 4, 2)},
+        "masked": {"mask": torch.zeros(3, 4, dtype=torch.bool)},
+        "wild prior": {"prior": prior.requires_grad_()},
+        "wild votes": {"u": 100 * torch.randn(3, 4, 2), "scale": 100.0},
+    }
+    for name, case in cases.items():
+        u = case.pop("u", torch.randn(3, 4, 2)).requires_grad_()
+        weight = drawn(3, 4, 5, 2, dtype=torch.float32)
+        v = dynamic_routing(u, weight, coupling_dim=coupling_dim, backend="cpp", **case)
+        grads = torch.autograd.grad(v.sum(), (u, weight))
+        assert all(t.isfinite().all() for t in (v, *grads)), name
+
+
+def test_infinite_prior_removes_a_coupling():
+    prior = torch.zeros(4, 3)
+    prior[1, 2] = prior[0, 0] = -float("inf")
+    for coupling_dim in ("out", "in"):
+        u, weight = drawn(3, 4, 2, dtype=torch.float32), drawn(3, 4, 5, 2, dtype=torch.float32)
+        _, c = dynamic_routing(
+            u, weight, prior=prior, coupling_dim=coupling_dim, return_couplings=True, backend="cpp"
+        )
+        assert (c[:, 1, 2] == 0).all() and (c[:, 0, 0] == 0).all() and c.isfinite().all()
+
+
+def test_bits_do_not_depend_on_threads():
+    u, weight = drawn(70, 300, 8, dtype=torch.float32), drawn(10, 300, 16, 8, dtype=torch.float32)
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        v = dynamic_routing(u, weight, backend="cpp")
+        found.append((v.detach(), *torch.autograd.grad(v.square().sum(), (u, weight))))
+    torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other))
+
+
+def test_large_groups_add_up():
+    """More samples than one group of tiles: grad_weight, bias and prior are sums over groups."""
+    u, weight = drawn(600, 64, 4), drawn(6, 64, 24, 4, scale=0.2)
+    bias, prior = drawn(6, 24), drawn(64, 6)
+    leaves = (u, weight, bias, prior)
+    v = dynamic_routing(u, weight, bias=bias, prior=prior, backend="cpp")
+    exact = route(*leaves, None, 3, "out", False, False, True, 1.0, "exact", 0.0)[0]
+    grad = torch.randn_like(v)
+    for got, wanted in zip(
+        torch.autograd.grad(v, leaves, grad), torch.autograd.grad(exact, leaves, grad)
+    ):
+        assert (got - wanted).abs().max() <= 1e-12 * (1 + wanted.abs().max())
+
+
+def test_routing_pass_composes_to_dynamic_routing():
+    u, weight = drawn(5, 7, 3), drawn(4, 7, 6, 3)
+    v = total = squash(routing_pass(u, weight))
+    for _ in range(2):
+        v = squash(routing_pass(u, weight, total))
+        total = total + v
+    fused = dynamic_routing(u, weight)
+    torch.testing.assert_close(v, fused, rtol=0, atol=1e-13)
+    grad = torch.randn_like(v)
+    for a, b in zip(
+        torch.autograd.grad(v, (u, weight), grad), torch.autograd.grad(fused, (u, weight), grad)
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def _public_oied(x, weight):
+    """Softmax over the out-capsules, votes detached but in the last iteration; eps in the norm."""
+    votes = torch.matmul(weight, x[:, None, :, :, None]).squeeze(-1)
+    constant, b = votes.detach(), x.new_zeros(len(x), *weight.shape[:2])
+    for t in range(3):
+        c = b.softmax(1)
+        s = (c[..., None] * (votes if t == 2 else constant)).sum(-2, keepdim=True)
+        n = s.norm(dim=-1, keepdim=True)
+        v = n**2 / (1 + n**2) / (n + 1e-8) * s
+        b = b + (v * constant).sum(-1)
+    return v.squeeze(-2)
+
+
+def test_moving_over_from_public_layouts():
+    """The examples of docs/capsule.md."""
+    x, w = torch.randn(4, 6, 3), torch.randn(5, 6, 7, 3)
+    ours = dynamic_routing(x, w, detach_votes=True, squash="norm_eps", eps=1e-8)
+    torch.testing.assert_close(ours, _public_oied(x, w))
+    exact = dynamic_routing(x, w)
+    flat = w.permute(1, 3, 0, 2).reshape(6, 3, 35)
+    torch.testing.assert_close(
+        dynamic_routing(x, flat, weight_layout="id(oe)", out_capsules=5), exact
+    )
+    turned = w.transpose(2, 3).contiguous()
+    torch.testing.assert_close(dynamic_routing(x, turned, weight_layout="oide"), exact)
+
+
+@pytest.mark.parametrize("layout", ["oied", "idoe", "id(oe)", "1oied", "oide", "oed"])
+def test_module(layout):
+    torch.manual_seed(3)
+    layer = lamina.DynamicRouting(6, 4, 3, 5, bias=True, prior=True, weight_layout=layout)
+    u = torch.randn(2, 6, 3)
+    other = copy.deepcopy(layer)
+    other.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(other(u), layer(u))
+    assert set(layer.state_dict()) == {"weight", "bias", "prior"}
+    if layout != "oed":
+        torch.manual_seed(3)
+        plain = lamina.DynamicRouting(6, 4, 3, 5, bias=True)
+        torch.testing.assert_close(plain(u), layer(u))
+    assert f"weight_layout='{layout}'" in repr(layer)
+
+
+def test_module_rejects():
+    with pytest.raises(ValueError, match="out_capsules must be at least 1, got 0"):
+        lamina.DynamicRouting(6, 0, 3, 5)
+    with pytest.raises(ValueError, match="weight_layout is 'oix'; it must name"):
+        lamina.DynamicRouting(6, 4, 3, 5, weight_layout="oix")
+
+
+def test_autocast_keeps_float32():
+    u, weight = torch.randn(2, 6, 3), torch.randn(4, 6, 5, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        v = dynamic_routing(u.bfloat16(), weight)
+    assert v.dtype == torch.float32
+    torch.testing.assert_close(v, dynamic_routing(u.bfloat16().float(), weight))
+
+
+def test_margin_loss():
+    lengths = torch.tensor([[0.95, 0.2, 0.05], [0.5, 0.0, 0.1]])
+    found = MarginLoss(reduction="none")(lengths, torch.tensor([0, 1]))
+    torch.testing.assert_close(found, torch.tensor([0.5 * 0.01, 0.81 + 0.5 * 0.16]))
+    many = torch.tensor([[1.0, 1, 0], [0, 0, 0]])
+    found = MarginLoss(reduction="sum")(lengths, many)
+    torch.testing.assert_close(found, torch.tensor(0.49 + 0.5 * 0.16))
+    with pytest.raises(ValueError, match="reduction is 'max'"):
+        MarginLoss(reduction="max")
+    with pytest.raises(ValueError, match=r"target must have shape \(2,\) or \(2, 3\), got \(3,\)"):
+        MarginLoss()(lengths, torch.tensor([0, 1, 2]))
+
+
+def test_capsnet_learns():
+    torch.manual_seed(0)
+    model = CapsNet((1, 8, 8), 3, filters=16, kernel_size=3, primary=4, hidden=(16, 32))
+    images = torch.rand(12, 1, 8, 8)
+    labels = torch.arange(12) % 3
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    values = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        capsules = model(images)
+        loss = MarginLoss()(model.lengths(capsules), labels)
+        loss = loss + (model.reconstruct(capsules, labels) - images).square().mean()
+        loss.backward()
+        optimizer.step()
+        values.append(loss.item())
+    assert values[-1] < 0.5 * values[0]
+    assert model.reconstruct(capsules).shape == images.shape
+    with pytest.raises(ValueError, match="leave nothing of the image's height 8"):
+        CapsNet((1, 8, 28))
