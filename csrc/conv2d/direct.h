@@ -246,25 +246,27 @@ constexpr int sum_rows = 4;
 constexpr int sum_rows = 2;
 #endif
 
+template <class T>
+using AccumulateRows = void (*)(const T*, int64_t, const T*, int64_t, int64_t, int64_t, int64_t, T*,
+                                int64_t);
+
 template <class T, int ROWS>
-void accumulate_some(int vectors, const T* x, int64_t x_row, const T* dz, int64_t dz_row,
-                     int64_t dz_block, int64_t rows, int64_t pixels, T* sums, int64_t sums_row) {
-  const auto run =
-      vectors == 1 ? &accumulate_rows<T, ROWS, 1> : &accumulate_rows<T, ROWS, tile_vectors<T>>;
-  run(x, x_row, dz, dz_row, dz_block, rows, pixels, sums, sums_row);
+AccumulateRows<T> find_accumulate(int rows, int vectors) {
+  if constexpr (ROWS > 1) {
+    if (rows < ROWS) return find_accumulate<T, ROWS - 1>(rows, vectors);
+  }
+  return vectors == 1 ? &accumulate_rows<T, ROWS, 1> : &accumulate_rows<T, ROWS, tile_vectors<T>>;
 }
 
 // The same for `channels` of a block.
 template <class T>
 void accumulate(int channels, int vectors, const T* x, int64_t x_row, const T* dz, int64_t dz_row,
                 int64_t dz_block, int64_t rows, int64_t pixels, T* sums, int64_t sums_row) {
-  int c = 0;
-  for (; c + sum_rows <= channels; c += sum_rows)
-    accumulate_some<T, sum_rows>(vectors, x + c, x_row, dz, dz_row, dz_block, rows, pixels,
-                                 sums + c * sums_row, sums_row);
-  for (; c < channels; ++c)
-    accumulate_some<T, 1>(vectors, x + c, x_row, dz, dz_row, dz_block, rows, pixels,
-                          sums + c * sums_row, sums_row);
+  for (int c = 0; c < channels; c += sum_rows) {
+    const int count = channels - c < sum_rows ? channels - c : sum_rows;
+    find_accumulate<T, sum_rows>(count, vectors)(x + c, x_row, dz, dz_row, dz_block, rows, pixels,
+                                                 sums + c * sums_row, sums_row);
+  }
 }
 
 }  // namespace

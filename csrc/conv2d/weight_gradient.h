@@ -53,24 +53,37 @@ class WeightGradient {
     const int64_t target_row = groups_ * target_blocks_ * shape_.out_width * L;
     const int64_t limit = segments_bytes / static_cast<int64_t>(sizeof(T));
     // A segment is a whole image where that fits, else as many rows as do.
-    rows_ = shape_.out_height;
-    while (rows_ > 1 && window_rows(rows_) * input_row + rows_ * target_row > limit)
-      rows_ = ceil_div(rows_, 2);
+    winograd_ = shape_.winograd && weight;
+    rows_ = winograd_ ? round_up(shape_.out_height, 2) : shape_.out_height;
+    const int64_t blocks_in_all = groups_ * (blocks_ + target_blocks_);
+    const auto segment_size = [&] {
+      tiles_ = rows_ / 2 * ceil_div(shape_.out_width, 2);
+      return winograd_ ? blocks_in_all * tile_elements * tiles_ * L
+                       : window_rows(rows_) * input_row + rows_ * target_row;
+    };
+    while (rows_ > 2 && segment_size() > limit) rows_ = round_up(ceil_div(rows_, 2), 2);
     const int64_t strips = ceil_div(shape_.out_height, rows_);
+    const int64_t size = segment_size();
     input_size_ = window_rows(rows_) * input_row;
     target_size_ = rows_ * target_row;
     const int64_t segments = shape_.images * strips;
-    int64_t together = limit / (input_size_ + target_size_ + 1);
+    int64_t together = limit / (size + 1);
     together = together < 1 ? 1 : min64(together, segments);
+    if (segments > 0) together = ceil_div(segments, ceil_div(segments, together));
+    run_ = together * tiles_ * L;
 
-    const int64_t sums_size = taps_ * L * set_lanes<T>;
+    const int64_t sums_size = (winograd_ ? tile_elements : taps_) * L * set_lanes<T>;
     const int64_t workers = parallel_.threads;
+    if (winograd_) window_.columns = round_up(shape_.out_width, 2) + 2;
+    scratch_size_ = winograd_ ? (rows_ + 2) * window_.row_pitch() * L : 0;
     Arena arena{static_cast<char*>(
-        workspace(Arena::bytes<T>(together * (input_size_ + target_size_)) +
+        workspace(Arena::bytes<T>(together * size) + Arena::bytes<T>(workers * scratch_size_) +
                   Arena::bytes<T>((together + 1) * groups_ * target_blocks_ * L) +
                   Arena::bytes<T>(workers * sums_size)))};
-    inputs_ = arena.take<T>(together * (input_size_ + target_size_));
-    targets_staged_ = inputs_ + together * input_size_;
+    inputs_ = arena.take<T>(together * size);
+    targets_staged_ =
+        inputs_ + (winograd_ ? groups_ * blocks_ * tile_elements * run_ : together * input_size_);
+    scratch_ = arena.take<T>(workers * scratch_size_);
     T* const bias_sums = arena.take<T>((together + 1) * groups_ * target_blocks_ * L);
     T* const sums = arena.take<T>(workers * sums_size);
     const int64_t bias_size = groups_ * target_blocks_ * L;
@@ -88,7 +101,9 @@ class WeightGradient {
         const int64_t from = (first + segment) % strips * rows_;
         return min64(rows_, shape_.out_height - from);
       };
-      if (depthwise_)
+      if (winograd_)
+        sum_tiles(here, first > 0, sums, sums_size);
+      else if (depthwise_)
         sum_depthwise(here, rows_of, first > 0);
       else
         sum_segments(here, rows_of, first > 0, sums, sums_size);
@@ -110,7 +125,8 @@ class WeightGradient {
   void stage_segments(int64_t first, int64_t count, int64_t strips, bool weight, T* bias_sums) {
     const int64_t input_blocks = weight ? groups_ * blocks_ : 0;
     const int64_t per_segment = input_blocks + groups_ * target_blocks_;
-    each_task(parallel_, count * per_segment, [&](int, int64_t task) {
+    each_task(parallel_, count * per_segment, [&](int worker, int64_t task) {
+      T* const scratch = scratch_ + worker * scratch_size_;
       const int64_t segment = task / per_segment, block = task % per_segment - input_blocks;
       const int64_t image = (first + segment) / strips, from = (first + segment) % strips * rows_;
       const int64_t rows = min64(rows_, shape_.out_height - from);
@@ -121,24 +137,38 @@ class WeightGradient {
         Window window = window_;
         window.top = from * shape_.stride[0] - shape_.padding[0];
         window.rows = window_rows(rows);
+        if (winograd_) {
+          window.rows = rows_ + 2;
+          window.columns = window_.columns;
+        }
+        T* const staged = winograd_ ? scratch : input_block(segment, group, b);
         stage(input_, image, channel(group, b), static_cast<int>(min64(L, left)), shape_.height,
-              shape_.width, window, input_block(segment, group, b));
+              shape_.width, window, staged);
+        if (winograd_)
+          transform_tiles(staged, window.row_pitch(), rows_ / 2, across(),
+                          input_tiles(group, b) + segment * tiles_ * L, run_);
         return;
       }
       const int64_t group = block / target_blocks_, b = block % target_blocks_;
       const int64_t left = (depthwise_ ? shape_.groups : targets_) - b * L;
-      T* const staged = target_block(segment, group, b);
+      T* const staged = winograd_ ? scratch : target_block(segment, group, b);
+      // Winograd's tiles may reach past the edges, where dZ is staged as zeros.
+      const Window window{from, 0, winograd_ ? rows_ : rows,
+                          winograd_ ? 2 * across() : shape_.out_width, 1};
       Vector<T> sum{};
       if (left > 0) {
         const int64_t k = depthwise_ ? b * L : group * targets_ + b * L;
         stage(gradient_, image, k, static_cast<int>(min64(L, left)), shape_.out_height,
-              shape_.out_width, Window{from, 0, rows, shape_.out_width, 1}, staged);
+              shape_.out_width, window, staged);
         for (int64_t y = 0; y < rows; ++y) {
-          const T* const row = staged + y * shape_.out_width * L;
+          const T* const row = staged + y * window.columns * L;
           Vector<T> part[4] = {};
           for (int64_t x = 0; x < shape_.out_width; ++x) part[x % 4] += load(row + x * L);
           sum += (part[0] + part[1]) + (part[2] + part[3]);
         }
+        if (winograd_)
+          transform_gradient(staged, window.columns, rows_ / 2, across(),
+                             target_tiles(group, b) + segment * tiles_ * L, run_);
       }
       store(bias_sums + (segment * groups_ * target_blocks_ + block) * L, sum);
     });
@@ -151,6 +181,41 @@ class WeightGradient {
   T* target_block(int64_t segment, int64_t group, int64_t block) const {
     return targets_staged_ + segment * target_size_ +
            (group * target_blocks_ + block) * rows_ * shape_.out_width * L;
+  }
+
+  int64_t across() const { return ceil_div(shape_.out_width, 2); }
+  // The transformed tiles of a block: element by element, all segments side by side in each.
+  T* input_tiles(int64_t group, int64_t block) const {
+    return inputs_ + (group * blocks_ + block) * tile_elements * run_;
+  }
+  T* target_tiles(int64_t group, int64_t block) const {
+    return targets_staged_ + (group * target_blocks_ + block) * tile_elements * run_;
+  }
+
+  // Winograd's F(3x3, 2x2): the gradient of the transformed filters, transformed back.
+  void sum_tiles(int64_t count, bool add, T* sums_all, int64_t sums_size) {
+    const int64_t sets = target_blocks_ / V;
+    each_task(parallel_, groups_ * sets * blocks_, [&](int worker, int64_t task) {
+      const int64_t b = task % blocks_, set = task / blocks_ % sets, group = task / blocks_ / sets;
+      const int channels = static_cast<int>(min64(L, depth_ - b * L));
+      const int vectors = static_cast<int>(min64(V, ceil_div(targets_ - set * set_lanes<T>, L)));
+      T* const sums = sums_all + worker * sums_size;
+      const int64_t sums_row = tile_elements * set_lanes<T>;
+      for (int64_t i = 0; i < L * sums_row; i += L) store(sums + i, Vector<T>{});
+      for (int e = 0; e < tile_elements; ++e)
+        accumulate(channels, vectors, input_tiles(group, b) + e * run_, 0,
+                   target_tiles(group, set * V) + e * run_, 0, tile_elements * run_, 1,
+                   count * tiles_, sums + e * set_lanes<T>, sums_row);
+      for (int c = 0; c < channels; ++c) {
+        for (int v = 0; v < vectors; ++v)
+          untransform_filter(sums + c * sums_row + v * L, sums + c * taps_ * set_lanes<T> + v * L,
+                             set_lanes<T>);
+      }
+      for (int v = 0; v < vectors; ++v)
+        store_sums(sums + v * L, group * targets_ + set * set_lanes<T> + v * L,
+                   static_cast<int>(min64(L, targets_ - set * set_lanes<T> - v * L)), b * L,
+                   channels, 0, taps_, add);
+    });
   }
 
   // Staged offset of the input pixel that tap (r, s) sees at the first output pixel.
@@ -261,7 +326,9 @@ class WeightGradient {
   const Parallel& parallel_;
   const int64_t depth_, targets_, taps_;
   T* const grad_weight_;
-  bool depthwise_ = false;
+  bool depthwise_ = false, winograd_ = false;
+  int64_t tiles_ = 0, run_ = 0, scratch_size_ = 0;
+  T* scratch_ = nullptr;
   int64_t groups_ = 0, blocks_ = 0, target_blocks_ = 0, rows_ = 0, input_size_ = 0,
           target_size_ = 0;
   Window window_{};

@@ -102,6 +102,58 @@ void transform_filter(const Vector<T> (&g)[9], T* u, int64_t stride) {
   }
 }
 
+// m = A dz A': 2 x 2 pixels of a staged block of dZ to each tile, the transpose of
+// untransform_tiles.
+template <class T>
+void transform_gradient(const T* block, int64_t row_pitch, int64_t down, int64_t across, T* target,
+                        int64_t stride) {
+  constexpr int L = lanes<T>;
+  for (int64_t ty = 0; ty < down; ++ty) {
+    for (int64_t tx = 0; tx < across; ++tx, target += L) {
+      const T* const top = block + (2 * ty * row_pitch + 2 * tx) * L;
+      Vector<T> t[4][2];
+#pragma GCC unroll 2
+      for (int j = 0; j < 2; ++j) {
+        const Vector<T> a = load(top + j * L), b = load(top + (row_pitch + j) * L);
+        t[0][j] = a;
+        t[1][j] = a + b;
+        t[2][j] = a - b;
+        t[3][j] = -b;
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        store(target + (4 * i) * stride, t[i][0]);
+        store(target + (4 * i + 1) * stride, t[i][0] + t[i][1]);
+        store(target + (4 * i + 2) * stride, t[i][0] - t[i][1]);
+        store(target + (4 * i + 3) * stride, -t[i][1]);
+      }
+    }
+  }
+}
+
+// g = G' u G: one vector of transformed filters back to 3x3, elements `stride` apart. All of u is
+// read before g is written, which may overlap it.
+template <class T>
+void untransform_filter(const T* u, T* g, int64_t stride) {
+  Vector<T> t[3][4];
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const Vector<T> u0 = load(u + j * stride), u1 = load(u + (4 + j) * stride),
+                    u2 = load(u + (8 + j) * stride), u3 = load(u + (12 + j) * stride);
+    const Vector<T> even = (u1 + u2) * static_cast<T>(0.5);
+    t[0][j] = u0 + even;
+    t[1][j] = (u1 - u2) * static_cast<T>(0.5);
+    t[2][j] = even + u3;
+  }
+#pragma GCC unroll 3
+  for (int i = 0; i < 3; ++i) {
+    const Vector<T> even = (t[i][1] + t[i][2]) * static_cast<T>(0.5);
+    store(g + (3 * i) * stride, t[i][0] + even);
+    store(g + (3 * i + 1) * stride, (t[i][1] - t[i][2]) * static_cast<T>(0.5));
+    store(g + (3 * i + 2) * stride, even + t[i][3]);
+  }
+}
+
 // Transforms one lane set of filters: u[element][set][depth][lane]. `flip` turns each filter by 180
 // degrees, as the transposed convolution has it.
 template <class T, class S>
