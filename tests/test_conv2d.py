@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -184,8 +184,8 @@ def test_any_arguments(data, backend):
     least = [max(d * (k - 1) + 1 - 2 * p, 1) for d, k, p in zip(dilation, kernel, padding)]
     size = [n + draw(0, 12) for n in least]
     images = draw(0, 3)
-    algorithm = data.draw(st.sampled_from(ALGORITHMS))
-    assume(algorithm in ("auto", "im2col"))
+    winograd = kernel == [3, 3] and stride + dilation == [1] * 4
+    algorithm = data.draw(st.sampled_from(ALGORITHMS if winograd else ALGORITHMS[:2]))
     layout = data.draw(st.sampled_from([torch.contiguous_format, torch.channels_last]))
     torch.manual_seed(draw(0, 1 << 20))
     input = torch.randn(images, ins, *size, dtype=torch.float64).contiguous(memory_format=layout)
@@ -223,3 +223,46 @@ def test_autocast(backend):
     torch.testing.assert_close(output.float(), layer(x), rtol=0.02, atol=0.02)
     output.float().sum().backward()
     assert layer.weight.grad.dtype == torch.float32
+
+
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_winograd(data, backend):
+    draw = lambda low, high: data.draw(st.integers(low, high))  # noqa: E731
+    images, groups, padding = draw(0, 3), draw(1, 2), draw(0, 3)
+    ins, outs = groups * draw(1, 40), groups * draw(1, 40)
+    size = [max(3 - 2 * padding, 1) + draw(0, 12) for _ in range(2)]
+    torch.manual_seed(draw(0, 1 << 20))
+    tensors = (
+        torch.randn(images, ins, *size, dtype=torch.float64, requires_grad=True),
+        torch.randn(outs, ins // groups, 3, 3, dtype=torch.float64, requires_grad=True),
+        torch.randn(outs, dtype=torch.float64, requires_grad=True),
+    )
+    expected = F.conv2d(*tensors, padding=padding, groups=groups)
+    got = conv2d(*tensors, padding=padding, groups=groups, algorithm="winograd")
+    torch.testing.assert_close(got, expected)
+    grad = torch.randn_like(expected)
+    for a, b in zip(
+        torch.autograd.grad(got, tensors, grad),
+        torch.autograd.grad(expected, tensors, grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_batch_norm_folds_into_the_convolution(backend):
+    conv, norm = lamina.Conv2dReLU(3, 6, 3, padding=1), nn.BatchNorm2d(6).eval()
+    for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        nn.init.uniform_(tensor, 0.5, 1.5)
+    x = torch.randn(2, 3, 7, 7)
+    expected = torch.relu(norm(F.conv2d(x, conv.weight, conv.bias, padding=1)))
+    weight, bias = lamina.functional.fold_batch_norm(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias
+    )
+    torch.testing.assert_close(conv2d(x, weight, bias, padding=1, activation="relu"), expected)
+    with pytest.raises(ValueError, match=r"running_var must have shape \(6,\), got \(3,\)"):
+        lamina.functional.fold_batch_norm(
+            conv.weight, None, norm.running_mean, norm.running_var[:3]
+        )

@@ -56,7 +56,8 @@ Conv2dShape shape_of(const Tensor& input, const Tensor& weight, const Ints& stri
   const bool fits = shape.kernel[0] == 3 && shape.kernel[1] == 3 && stride[0] == 1 &&
                     stride[1] == 1 && dilation[0] == 1 && dilation[1] == 1;
   const bool pays = weight.size(1) >= winograd_channels && shape.outs / groups >= winograd_channels;
-  shape.winograd = fits && (algorithm == "winograd" || (algorithm == "auto" && pays));
+  const bool depthwise = groups > 1 && weight.size(1) == 1 && shape.outs == groups;
+  shape.winograd = fits && !depthwise && (algorithm == "winograd" || (algorithm == "auto" && pays));
   return shape;
 }
 

@@ -76,6 +76,7 @@ class Correlator {
   }
 
   void run() {
+    if (p_.images == 0) return;
     if (p_.groups > 1 && p_.depth == 1 && p_.targets == 1)
       run_depthwise();
     else if (p_.winograd)

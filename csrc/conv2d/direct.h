@@ -22,12 +22,31 @@ struct Sum {
   int64_t count;
 };
 
+template <class T, int ROWS, int VECTORS>
+inline void flush(const Vector<T> (&sums)[ROWS][VECTORS], T* z, int64_t z_row, int64_t z_block,
+                  bool add) {
+#pragma GCC unroll 16
+  for (int i = 0; i < ROWS; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) {
+      T* const target = z + v * z_block + i * z_row;
+      store(target, add ? load(target) + sums[i][v] : sums[i][v]);
+    }
+  }
+}
+
+// Sums stay in registers for this many terms and are then added to z: sums of sums have smaller
+// rounding errors than one long sum.
+constexpr int64_t sum_terms = 128;
+
 // z[v][row][lane] = sum of x[row, depth] * w[depth, v, lane], for ROWS pixels side by side.
 template <class T, int ROWS, int VECTORS>
 __attribute__((noinline)) void multiply_rows(const Sum& sum, const T* x, const T* w, T* z,
                                              int64_t z_row, int64_t z_block) {
   constexpr int L = lanes<T>;
   Vector<T> z_rows[ROWS][VECTORS] = {};
+  int64_t terms = 0;
+  bool add = false;
   for (int64_t first = 0; first < sum.depth; first += L, x += sum.block) {
     const int64_t channels = min64(L, sum.depth - first);
     for (int64_t t = 0; t < sum.count; ++t) {
@@ -42,13 +61,19 @@ __attribute__((noinline)) void multiply_rows(const Sum& sum, const T* x, const T
           for (int v = 0; v < VECTORS; ++v) z_rows[i][v] += a[i * L] * column[v];
         }
       }
+      terms += channels;
+      if (terms < sum_terms) continue;
+      flush<T, ROWS, VECTORS>(z_rows, z, z_row, z_block, add);
+#pragma GCC unroll 16
+      for (int i = 0; i < ROWS; ++i) {
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) z_rows[i][v] = Vector<T>{};
+      }
+      terms = 0;
+      add = true;
     }
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < ROWS; ++i) {
-#pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) store(z + v * z_block + i * z_row, z_rows[i][v]);
-  }
+  if (terms > 0 || !add) flush<T, ROWS, VECTORS>(z_rows, z, z_row, z_block, add);
 }
 
 template <class T>

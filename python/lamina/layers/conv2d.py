@@ -34,7 +34,7 @@ from lamina.double_backward import partial_gradients
 from lamina.fakes import fake
 from lamina.spec import BadInput, Sample, Spec, Workload
 
-ALGORITHMS = ("auto", "im2col")
+ALGORITHMS = ("auto", "im2col", "winograd")
 
 Pair = int | Sequence[int]
 
@@ -289,7 +289,10 @@ def conv2d(
         activation: None, a name, a pair (name, parameter), an nn.Module or a callable; what is not
             among the fused ones (see lamina.layers.linear) runs afterwards.
         residual: of the shape of the result, added before the activation; or None.
-        algorithm: "auto", or "im2col" for the plain matrix product.
+        algorithm: "im2col", the plain matrix product; "winograd", F(2x2, 3x3), for 3x3 kernels of
+            stride and dilation 1; or "auto", which on the CPU takes winograd where it fits and has
+            16 channels or more on both sides. Winograd spreads NaN and infinity to the pixels that
+            share a tile of 2x2.
         backend: see lamina.backends; None lets Lamina choose.
 
     Returns [N, K, OH, OW] or [K, OH, OW], channels_last where input is, in the dtype of the input
@@ -307,6 +310,11 @@ def conv2d(
     if not batched:
         input = input.unsqueeze(0)
     input, padding = _pad(input, weight, stride, padding, dilation)
+    if algorithm == "winograd" and (weight.shape[2:] != (3, 3) or stride + dilation != [1] * 4):
+        raise ValueError(
+            f"conv2d: algorithm 'winograd' needs a 3x3 kernel, stride 1 and dilation 1, got kernel "
+            f"of size {tuple(weight.shape[2:])}, stride {stride} and dilation {dilation}"
+        )
     sizes = _output_sizes(input, weight, stride, padding, dilation)
     if min(sizes) < 1:
         raise ValueError(
@@ -470,6 +478,13 @@ def _slower(backend: str, input: Tensor, weight: Tensor, *options: object) -> st
     return None
 
 
+def _unsupported(backend: str, *call: object) -> list[str]:
+    algorithm = call[-1]
+    if algorithm == "winograd" and backend != "cpp":
+        return ["algorithm 'winograd' is the CPU's"]
+    return []
+
+
 def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=dtype, device=device)
@@ -523,6 +538,7 @@ def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
         wild = made(1, 2, 8, 8)
         wild[0, 0, 0, 0], wild[0, 1, 2, 6], wild[0, 1, 5, 2] = float("nan"), float("inf"), 1e4
         yield sample(f"non-finite, {layout}", wild, (2, 2, 3, 3), algorithm="im2col")
+    yield sample("winograd", draw(2, 3, 7, 6), (5, 3, 3, 3), padding=1, algorithm="winograd")
     yield sample("same", draw(1, 2, 5, 6), (2, 2, 1, 3), padding="same")
     yield sample("valid, no bias", draw(1, 2, 5, 6), (2, 2, 3, 3), False, padding="valid")
     yield sample("unbatched", draw(3, 5, 5), (2, 3, 3, 3))
@@ -572,6 +588,8 @@ def _bad_inputs(device: torch.device) -> Iterator[BadInput]:
     yield bad("devices", "weight is on meta and input on", x, w.to("meta"))
     yield bad("list", "input must be a Tensor, got list", [1.0], w, error=TypeError)
     yield bad("name", "activation is 'rleu'; the fused ones are", activation="rleu")
+    fixed = {"algorithm": "winograd", "stride": 2}
+    yield bad("winograd", r"'winograd' needs a 3x3 kernel.*stride \[2, 2\]", **fixed)
     yield bad("algorithm", "algorithm is 'fft'; it must be one of auto", algorithm="fft")
 
 
@@ -590,6 +608,7 @@ def _workload(
         fan_in = ins * kernel[0] * kernel[1]
         tensors = (draw(images, ins, size, size), draw(outs, ins, *kernel) / fan_in**0.5)
         tensors = tuple(t.requires_grad_() for t in (*tensors, draw(outs)))
+        tensors[0].requires_grad_(ins != 3)  # Nothing trains the pixels of an image.
         return Sample(name, tensors, {"stride": stride, "padding": padding, "activation": "relu"})
 
     side = (size - 1) // stride + 1
@@ -636,4 +655,5 @@ SPEC = Spec(
         _workload(1, 8, 8, 8, 3),
     ),
     slower=_slower,
+    unsupported=_unsupported,
 )

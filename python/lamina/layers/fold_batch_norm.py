@@ -1,0 +1,52 @@
+"""Batch normalisation (Ioffe, Szegedy 2015) folded into the convolution before it, for inference.
+
+With the running statistics, norm(conv(x)) = scale (conv(x) - mean) / sqrt(var + eps) + shift is a
+convolution again: its filters are the old ones times scale / sqrt(var + eps).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lamina.checks import check_floating
+
+
+def fold_batch_norm(
+    weight: Tensor,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """(weight, bias) of the convolution that equals the given one with batch norm after it.
+
+    Args:
+        weight: [K, ...], out_channels first.
+        bias: [K] or None.
+        running_mean, running_var: [K].
+        scale, shift: [K] or None, the norm's weight and bias.
+        eps: as of the norm.
+
+    Raises TypeError for anything but floating-point tensors, ValueError where shapes do not fit.
+    """
+    check_floating("fold_batch_norm", "weight", weight)
+    shape = (weight.shape[0],)
+    vectors = {"bias": bias, "scale": scale, "shift": shift}
+    for name, tensor in {
+        **{name: vector for name, vector in vectors.items() if vector is not None},
+        "running_mean": running_mean,
+        "running_var": running_var,
+    }.items():
+        check_floating("fold_batch_norm", name, tensor)
+        if tensor.shape != shape:
+            raise ValueError(
+                f"fold_batch_norm: {name} must have shape {shape}, got {tuple(tensor.shape)}"
+            )
+    factor = torch.rsqrt(running_var + eps)
+    factor = factor if scale is None else factor * scale
+    moved = -running_mean if bias is None else bias - running_mean
+    moved = moved * factor if shift is None else moved * factor + shift
+    return weight * factor.view(-1, *[1] * (weight.dim() - 1)), moved
