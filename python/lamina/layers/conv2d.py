@@ -476,9 +476,9 @@ def _slower(backend: str, input: Tensor, weight: Tensor, *options: object) -> st
     if input.numel() * weight.shape[0] < 1 << 16:
         return "below 2^16 elements times out_channels ATen's shorter call wins"
     training = torch.is_grad_enabled() and weight.requires_grad
-    if backend == "cpp" and training and weight.shape[1] < 8 and input.dtype == torch.float32:
-        if weight.shape[1] == input.shape[1]:
-            return "with fewer than 8 channels oneDNN's gradient of the weight is faster"
+    thin = weight.shape[1] < 8 and weight.shape[1] == input.shape[1]
+    if backend == "cpp" and training and thin and input.dtype == torch.float32:
+        return "with fewer than 8 channels oneDNN's gradient of the weight is faster"
     return None
 
 
