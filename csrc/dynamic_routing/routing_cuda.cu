@@ -216,8 +216,8 @@ __global__ void __launch_bounds__(block_threads)
     });
   sum = reduction.across_warps(sum, [](T x, T y) { return x + y; });
   if (leaky) sum += exp(-largest);
-  const T scale = 1 / sum;
-  if (exists) set.for_each([&](int64_t i, int64_t j) { at(i, j) *= scale * mask.at(i, j, b, 1); });
+  if (exists)
+    set.for_each([&](int64_t i, int64_t j) { at(i, j) = at(i, j) / sum * mask.at(i, j, b, 1); });
 }
 
 template <typename T>
