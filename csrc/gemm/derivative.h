@@ -12,11 +12,12 @@ namespace {
 
 // `count` bits (at most 16) from bit `first` on; no byte without one of them is read.
 inline uint32_t read_bits(const uint8_t* bytes, int64_t first, int count) {
-  const int64_t begin = first / 8, end = (first + count + 7) / 8;
-  uint32_t bits = 0;
-  for (int64_t byte = begin; byte < end; ++byte)
-    bits |= static_cast<uint32_t>(bytes[byte]) << (8 * (byte - begin));
-  return (bits >> (first % 8)) & ((1u << count) - 1);
+  const uint8_t* const from = bytes + first / 8;
+  const int shift = static_cast<int>(first % 8);
+  uint32_t bits = from[0];
+  if (shift + count > 8) bits |= static_cast<uint32_t>(from[1]) << 8;
+  if (shift + count > 16) bits |= static_cast<uint32_t>(from[2]) << 16;
+  return (bits >> shift) & ((1u << count) - 1);
 }
 
 // dY [rows, columns] with what the forward saved beside it: a mask of `mask_stride` bytes a row, or
