@@ -342,7 +342,10 @@ class Routing:
         mask: Tensor | None,
         leaky: bool,
         scale: float,
+        coupling_dim: str,
     ) -> None:
+        if reasons := unsupported(u, weight, coupling_dim):
+            raise ValueError("; ".join(reasons))
         self.u, self.weight, self.prior, self.mask, self.scale = u, weight, prior, mask, scale
         b, i, d = u.shape
         o, e = weight.size(0), weight.size(-2)
@@ -525,7 +528,7 @@ def unsupported(u: Tensor, weight: Tensor, *call: object) -> list[str]:
     width = triton.next_power_of_2(weight.size(0)) * triton.next_power_of_2(weight.size(-2))
     if width > WIDEST:
         reasons.append(f"out-capsules of {width} numbers, padded, are more than {WIDEST}")
-    if "in" in call:
+    if any(isinstance(option, str) and option == "in" for option in call):
         reasons.append("a softmax over the in-capsules is not among its kernels")
     return reasons
 
@@ -551,7 +554,7 @@ def dynamic_routing_forward(
         u, weight, bias, prior, mask, iterations, coupling_dim, leaky, accumulate, scale, squash,
         eps, save, return_couplings,
     )  # fmt: skip
-    routing = Routing(u, weight, prior, mask, leaky, scale)
+    routing = Routing(u, weight, prior, mask, leaky, scale, coupling_dim)
     v = None
     for t in range(iterations):
         last = t == iterations - 1
@@ -606,7 +609,7 @@ def dynamic_routing_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of u, weight, bias and prior; None for what is not needed."""
     needs_u, needs_weight, needs_bias, needs_prior = needs
-    routing = Routing(u, weight, prior, mask, leaky, scale)
+    routing = Routing(u, weight, prior, mask, leaky, scale, coupling_dim)
     iterations = s.size(0)
     v = torch.zeros_like(s)
     for t in range(iterations - 1):

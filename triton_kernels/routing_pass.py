@@ -30,7 +30,9 @@ def routing_pass_forward(
     """s [B, O, E], the weighted sums of the votes."""
     output = routing_pass_forward_fake(u, weight, v, prior, mask, coupling_dim, leaky, scale)
     v = None if v is None else v.contiguous()
-    ordered_sum(Routing(u, weight, prior, mask, leaky, scale).weighted_sums(v, None), output)
+    ordered_sum(
+        Routing(u, weight, prior, mask, leaky, scale, coupling_dim).weighted_sums(v, None), output
+    )
     return output
 
 
@@ -64,7 +66,7 @@ def routing_pass_backward(
     needs_u, needs_weight, needs_v, needs_prior = needs
     grad = grad.contiguous()
     v = None if v is None else v.contiguous()
-    routing = Routing(u, weight, prior, mask, leaky, scale)
+    routing = Routing(u, weight, prior, mask, leaky, scale, coupling_dim)
     v_grad = None
     if needs_v:
         v_grad = ordered_sum(routing.feedback(v, grad), grad.new_empty(grad.shape), scale)
