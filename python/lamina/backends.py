@@ -9,6 +9,7 @@ by name; what is asked for and cannot be met is a ValueError that says why, for 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -158,7 +159,10 @@ def refusals(
             reasons.append(f"{type(tensor).__name__} is a tensor subclass with rules of its own")
     if not torch.compiler.is_compiling() and transformed():
         reasons.append("a functorch transform or forward-mode AD is active")
-    return reasons or spec.unsupported(name, *tensors, *options)
+    reasons = reasons or spec.unsupported(name, *tensors, *options)
+    if not reasons and name == "triton":
+        reasons = sys.modules[f"lamina.triton_kernels.{spec.name}"].unsupported(*tensors, *options)
+    return reasons
 
 
 def choose(

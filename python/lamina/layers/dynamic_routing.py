@@ -460,14 +460,6 @@ def _workload(b: int, i: int, o: int, d: int, e: int) -> Workload:
     return Workload(name, build, flops=votes * (2 * d + 10), elements=elements)
 
 
-def _unsupported(backend: str, *call: object) -> list[str]:
-    if backend != "triton":
-        return []
-    from lamina.triton_kernels import dynamic_routing as kernels_of_triton
-
-    return kernels_of_triton.unsupported(*call)
-
-
 SPEC = Spec(
     name="dynamic_routing",
     functional=dynamic_routing,
@@ -484,5 +476,4 @@ SPEC = Spec(
         )
     ),
     dtypes=(torch.float64, torch.float32),
-    unsupported=_unsupported,
 )
