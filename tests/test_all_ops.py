@@ -12,6 +12,7 @@ from lamina.check import (
     compare_sample,
     differentiable,
     gradcheck_sample,
+    problems_of,
     run,
     supported,
     tensors_of,
@@ -34,8 +35,7 @@ def test_values_and_gradients(spec, dtype, backend):
         if dtype not in spec.dtypes or not supported(spec, sample):
             continue
         ran += 1
-        problems = [found.problem for found in compare_sample(spec, sample)]
-        assert not any(problems), list(filter(None, problems))
+        assert not problems_of(compare_sample(spec, sample), spec, sample, dtype, device)
     if not ran:
         pytest.skip(f"{name} has no kernel for {spec.name} in {dtype}")
 

@@ -31,6 +31,7 @@ FLOOR[torch.float64] *= 8
 FLOOR[torch.float32] *= 3
 TOLERANCE = 1e-5  # of finite differences in float64; torch's default of 1e-3 hides small errors
 SMALL = 150  # elements: gradcheck runs the op twice for each
+DRAWS = 16  # of a sample whose first draw missed the bar
 REFUSAL = "was asked for and cannot run this call"
 
 
@@ -180,6 +181,35 @@ def compare_sample(spec: Spec, sample: Sample) -> list[Comparison]:
     return found
 
 
+def problems_of(
+    first: list[Comparison],
+    spec: Spec,
+    sample: Sample,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> list[str]:
+    """What is wrong with a sample whose comparisons were `first`; empty if nothing.
+
+    On a few elements torch may happen to round to the exact result, and a kernel that is as good
+    on the whole misses the bar. So where one draw misses it, the sum of the errors over DRAWS
+    draws of the same sample is held against the sum of their limits.
+    """
+    if not any(found.problem for found in first):
+        return []
+    errors, limits = [0.0] * len(first), [0.0] * len(first)
+    for _ in range(DRAWS):
+        again = next(s for s in spec.samples(dtype, device) if s.name == sample.name)
+        for i, found in enumerate(compare_sample(spec, again)):
+            errors[i] += found.error
+            limits[i] += found.limit
+    return [
+        f"{found.name}: error {error / DRAWS:.3g}, limit {limit / DRAWS:.3g}, over {DRAWS} draws"
+        + (f"; the first: {found.problem}" if found.problem else "")
+        for found, error, limit in zip(first, errors, limits, strict=True)
+        if not error <= limit
+    ]
+
+
 def differentiable(sample: Sample) -> list[int] | None:
     """The positions of the arguments to check by finite differences; None if it can't be done."""
     tensors = tensors_of(sample)
@@ -229,21 +259,26 @@ def check_op(
         for sample in spec.samples(dtype, device):
             try:
                 if supported(spec, sample):
-                    _check_sample(spec, sample, dtype, second, result)
+                    _check_sample(spec, sample, dtype, device, second, result)
             except Exception as error:
                 result.problems.append(f"{sample.name}: {type(error).__name__}: {error}")
     return result
 
 
 def _check_sample(
-    spec: Spec, sample: Sample, dtype: torch.dtype, second: bool, result: Result
+    spec: Spec,
+    sample: Sample,
+    dtype: torch.dtype,
+    device: torch.device,
+    second: bool,
+    result: Result,
 ) -> None:
     result.ran += 1
-    for comparison in compare_sample(spec, sample):
-        if comparison.problem:
-            result.problems.append(comparison.problem)
-        elif comparison.limit > 0:
+    comparisons = compare_sample(spec, sample)
+    for comparison in comparisons:
+        if not comparison.problem and comparison.limit > 0:
             result.used = max(result.used, comparison.error / comparison.limit)
+    result.problems += problems_of(comparisons, spec, sample, dtype, device)
     wanted = differentiable(sample) if dtype == torch.float64 else None
     if wanted:
         checks = [gradcheck_sample(spec, sample, wanted, False)]
