@@ -1,6 +1,6 @@
 """CapsNet on scikit-learn's handwritten digits, with Lamina's routing and with plain PyTorch's.
 
-    python examples/capsnet_digits.py [--epochs 10] [--picture capsnet_digits.png]
+    python examples/capsnet_digits.py [--epochs 12] [--picture capsnet_digits.png]
 
 Both networks start from one seed, see the same batches and take their steps in turn; only the
 routing layer differs. Prints losses, test accuracy, step times and what each saves for the backward
@@ -21,7 +21,7 @@ from lamina.losses import MarginLoss
 from lamina.models import CapsNet
 
 SEED, BATCH = 0, 64
-SHAPE = {"image": (1, 8, 8), "filters": 32, "kernel_size": 3, "primary": 32, "hidden": (128, 256)}
+SHAPE = {"image": (1, 8, 8), "filters": 64, "kernel_size": 3, "primary": 32, "hidden": (128, 256)}
 RECONSTRUCTION_WEIGHT = 0.0005 * 64  # The paper's, on the mean over 64 pixels.
 
 
@@ -80,7 +80,7 @@ def saved_bytes(model: CapsNet, x: Tensor) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--picture", default="capsnet_digits.png")
     options = parser.parse_args()
     pixels, labels = digits()
