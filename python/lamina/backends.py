@@ -28,15 +28,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backend:
-    """Where a backend's ops are registered and whose tensors they take."""
+    """Where a backend's ops are registered and whose tensors they take.
+
+    automatic: whether Lamina takes it unasked. Kernels that no GPU has run and timed yet are taken
+    by name only: what is neither proven nor measured must not replace ATen behind a user's back.
+    """
 
     namespace: str
     device: str
     missing: str | None
+    automatic: bool = False
 
 
 BACKENDS: dict[str, Backend] = {
-    "cpp": Backend("lamina", "cpu", missing["cpp"]),
+    "cpp": Backend("lamina", "cpu", missing["cpp"], automatic=True),
     "cuda": Backend("lamina", "cuda", missing["cuda"]),
     "triton": Backend("lamina_triton", "cuda", missing["triton"]),
 }
@@ -183,9 +188,9 @@ def choose(
     else:
         chosen = "reference"
         for name in spec.order:
-            if spec.slower(name, *tensors, *options) is None and not refusals(
-                spec, name, tensors, options
-            ):
+            if not BACKENDS[name].automatic or spec.slower(name, *tensors, *options):
+                continue
+            if not refusals(spec, name, tensors, options):
                 chosen = name
                 break
     if choice.record is not None and not torch.compiler.is_compiling():
@@ -219,6 +224,8 @@ def _explained(
             why = [f"{wanted} was asked for"]
         elif not why and name == "reference":
             why = ["a kernel fits"]
+        elif not why and not BACKENDS[name].automatic:
+            why = ["its kernels have not been run on a GPU yet: ask for it by name"]
         elif not why:
             why = [spec.slower(name, *tensors, *options) or f"{chosen} comes first in the order"]
         reasons[name] = why

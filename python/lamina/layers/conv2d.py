@@ -551,9 +551,8 @@ def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
     yield sample("expanded input", draw(1, 1, 4, 4).expand(3, 2, 4, 4), (3, 2, 2, 2))
     weight = leaf(draw(4, 3, 3, 3).contiguous(memory_format=torch.channels_last))
     for activation in ("relu", "leaky_relu"):
-        yield Sample(
-            "channels_last weight", (leaf(draw(2, 3, 5, 5)), weight), {"activation": activation}
-        )
+        tensors = (leaf(draw(2, 3, 5, 5)), weight)
+        yield Sample(f"channels_last weight, {activation}", tensors, {"activation": activation})
     frozen, relu = draw(4, 3, 3, 3), {"activation": "relu"}
     yield Sample("frozen weight", (leaf(draw(2, 3, 5, 5)), frozen), relu)
     yield Sample("frozen input", (draw(2, 3, 5, 5), leaf(frozen), leaf(draw(4))), relu)
