@@ -63,7 +63,32 @@ def _lamina_mlp() -> nn.Module:
     )
 
 
-EXPERIMENTS = (Experiment("MLP 64-1024-1024-10", _torch_mlp, _lamina_mlp, (64,)),)
+def _torch_cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(1024, 10),
+    )
+
+
+def _lamina_cnn() -> nn.Module:
+    return nn.Sequential(
+        lamina.Conv2dReLU(1, 32, 3, padding=1),
+        lamina.Conv2dReLU(32, 64, 3, padding=1),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        lamina.Linear(1024, 10),
+    )
+
+
+EXPERIMENTS = (
+    Experiment("MLP 64-1024-1024-10", _torch_mlp, _lamina_mlp, (64,)),
+    Experiment("CNN 1-32-64-10", _torch_cnn, _lamina_cnn, (1, 8, 8), epochs=15),
+)
 
 
 @dataclass
