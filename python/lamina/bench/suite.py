@@ -57,30 +57,18 @@ class Provider:
 @contextmanager
 def _settings(setting: Setting, tf32: bool) -> Iterator[None]:
     """One thread count and one precision for all; torch's own choice of algorithms at its best."""
-    before = (
-        torch.get_num_threads(),
-        torch.backends.cuda.matmul.allow_tf32,
-        torch.backends.cudnn.allow_tf32,
-        torch.backends.cudnn.benchmark,
-    )
-
-    def apply(threads: int, matmul: bool, convolution: bool, search: bool) -> None:
-        torch.set_num_threads(threads)
-        torch.backends.cuda.matmul.allow_tf32 = matmul
-        torch.backends.cudnn.allow_tf32 = convolution
-        torch.backends.cudnn.benchmark = search
-
-    apply(setting.threads, tf32, tf32, True)
+    threads, matmul = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32
+    torch.set_num_threads(setting.threads)
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    # One stream for everything, since graphs are captured on it and it can't be the default.
+    on_gpu = setting.device.type == "cuda"
+    stream = torch.cuda.stream(torch.cuda.Stream()) if on_gpu else nullcontext()
     try:
-        # One stream for everything, since graphs are captured on it and it can't be the default.
-        with (
-            torch.cuda.stream(torch.cuda.Stream())
-            if setting.device.type == "cuda"
-            else (nullcontext())
-        ):
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32), stream:
             yield
     finally:
-        apply(*before)
+        torch.set_num_threads(threads)
+        torch.backends.cuda.matmul.allow_tf32 = matmul
 
 
 def _ours(spec: Spec, sample: Sample, mode: str, wanted: Sequence[str] | None) -> list[Provider]:
