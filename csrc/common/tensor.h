@@ -68,11 +68,13 @@ inline bool is_dense(const Tensor& tensor) {
 // for every 2 MB, not for every 4 kB. A hint only; nothing depends on it.
 inline void prefer_huge_pages(const Tensor& fresh) {
 #if defined(__linux__)
-  constexpr uintptr_t page = 2u << 20;
+  // Smaller blocks come back from the allocator with their pages in place (glibc's largest mmap
+  // threshold is 32 MB): there is no first touch to save.
+  constexpr uintptr_t page = 2u << 20, fresh_bytes = 32u << 20;
   const auto begin = reinterpret_cast<uintptr_t>(fresh.data_ptr());
   const uintptr_t end = begin + static_cast<uintptr_t>(fresh.numel()) * fresh.element_size();
   const uintptr_t first = (begin + page - 1) & ~(page - 1);
-  if (end >= first + 2 * page)
+  if (end - begin >= fresh_bytes && end > first)
     madvise(reinterpret_cast<void*>(first), (end - first) & ~(page - 1), MADV_HUGEPAGE);
 #else
   (void)fresh;

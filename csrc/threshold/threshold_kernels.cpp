@@ -91,8 +91,9 @@ inline void write(void* memory, typename Type::bits value) {
 template <class Type, bool stream>
 void forward(const ThresholdForward& args) {
   constexpr int64_t size = sizeof(typename Type::lane);
-  const auto* input = static_cast<const char*>(args.input);
-  auto* output = static_cast<char*>(args.output);
+  const auto* const input = static_cast<const char*>(args.input);
+  auto* const output = static_cast<char*>(args.output);
+  uint8_t* const mask = args.mask;  // A local: a store through `output` could change `args`.
   const auto limit = static_cast<typename Type::number>(args.threshold) + typename Type::floats{};
   const int64_t whole = args.n / 8 * 8;
   int64_t i = 0;
@@ -100,7 +101,7 @@ void forward(const ThresholdForward& args) {
     const auto x = Type::load(input + i * size);
     const auto kept = ~(widen(Type{}, x) <= limit);
     write<Type, stream>(output + i * size, x & __builtin_convertvector(kept, typename Type::bits));
-    if (args.mask) args.mask[i / 8] = pack(kept);
+    if (mask) mask[i / 8] = pack(kept);
   }
   if (i == args.n) return;
   typename Type::bits last = {};
@@ -108,23 +109,24 @@ void forward(const ThresholdForward& args) {
   const auto kept = ~(widen(Type{}, last) <= limit);
   last &= __builtin_convertvector(kept, typename Type::bits);
   __builtin_memcpy(output + i * size, &last, (args.n - i) * size);
-  if (args.mask) args.mask[i / 8] = pack(kept) & ((1 << (args.n - i)) - 1);
+  if (mask) mask[i / 8] = pack(kept) & ((1 << (args.n - i)) - 1);
 }
 
 template <class Type, bool stream>
 void backward(const ThresholdBackward& args) {
   constexpr int64_t size = sizeof(typename Type::lane);
-  const auto* grad = static_cast<const char*>(args.grad);
-  auto* grad_input = static_cast<char*>(args.grad_input);
+  const auto* const grad = static_cast<const char*>(args.grad);
+  auto* const grad_input = static_cast<char*>(args.grad_input);
+  const uint8_t* const mask = args.mask;
   const int64_t whole = args.n / 8 * 8;
   int64_t i = 0;
   for (; i < whole; i += 8)
     write<Type, stream>(grad_input + i * size,
-                        Type::load(grad + i * size) & expand<Type>(args.mask[i / 8]));
+                        Type::load(grad + i * size) & expand<Type>(mask[i / 8]));
   if (i == args.n) return;
   typename Type::bits last = {};
   __builtin_memcpy(&last, grad + i * size, (args.n - i) * size);
-  last &= expand<Type>(args.mask[i / 8]);
+  last &= expand<Type>(mask[i / 8]);
   __builtin_memcpy(grad_input + i * size, &last, (args.n - i) * size);
 }
 

@@ -472,13 +472,24 @@ class Conv2dReLU(Conv2d):
         )
 
 
-def _slower(backend: str, input: Tensor, weight: Tensor, *options: object) -> str | None:
+def _slower(
+    backend: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: tuple[int, int],
+    *options: object,
+) -> str | None:
     if input.numel() * weight.shape[0] < 1 << 16:
         return "below 2^16 elements times out_channels ATen's shorter call wins"
     training = torch.is_grad_enabled() and weight.requires_grad
     thin = weight.shape[1] < 8 and weight.shape[1] == input.shape[1]
     if backend == "cpp" and training and thin and input.dtype == torch.float32:
         return "with fewer than 8 channels oneDNN's gradient of the weight is faster"
+    strided = max(stride) > 1 and weight.shape[-1] > 1
+    if backend == "cpp" and strided and input.dtype == torch.float32 and options[-1] == "auto":
+        return "with a stride oneDNN's convolution is level or ahead"
     return None
 
 
