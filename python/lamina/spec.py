@@ -1,6 +1,7 @@
-"""What an op tells of itself: `SPEC` at the end of every file in lamina.layers.
+"""What an op tells of itself: `SPEC` at the end of every op's file in lamina.layers.
 
 The generic tests, `lamina check` and `lamina bench` iterate the specs; nothing else lists the ops.
+The calls that they make of an op are its cases, in the file of the same name in lamina.cases.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import pkgutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -64,13 +66,11 @@ def never_slower(backend: str, *call: object) -> str | None:
 
 @dataclass(frozen=True)
 class Spec:
-    """An op, as the rest of the house sees it.
+    """An op, as the rest of the house sees it. Its cases are loaded when they are asked for.
 
     name: the registered ops are lamina::<name>_forward and lamina::<name>_backward.
     functional: the public form; takes `backend=`.
     reference: differentiable plain torch with the same arguments less `backend`; the definition.
-    samples(dtype, device): small calls that cover every argument, layout and edge.
-    bad_inputs(device): calls that must raise.
     unsupported(backend, *tensors, *options): why a backend's kernel can't take this call.
     slower(backend, *tensors, *options): why ATen is the faster choice for this call, or None;
         asked only when the choice is Lamina's.
@@ -79,13 +79,28 @@ class Spec:
     name: str
     functional: Callable[..., torch.Tensor]
     reference: Callable[..., torch.Tensor]
-    samples: Callable[[torch.dtype, torch.device], Iterable[Sample]]
-    bad_inputs: Callable[[torch.device], Iterable[BadInput]]
-    workloads: tuple[Workload, ...]
     dtypes: tuple[torch.dtype, ...] = FLOATS
     order: tuple[str, ...] = ("cpp", "cuda", "triton")
     unsupported: Callable[..., list[str]] = supports_everything
     slower: Callable[..., str | None] = never_slower
+
+    @property
+    def _cases(self) -> ModuleType:
+        file = self.functional.__module__.rpartition(".")[2]
+        return importlib.import_module(f"lamina.cases.{file}")
+
+    def samples(self, dtype: torch.dtype, device: torch.device) -> Iterable[Sample]:
+        """Small calls that cover every argument, layout and edge."""
+        return self._cases.samples(dtype, device)
+
+    def bad_inputs(self, device: torch.device) -> Iterable[BadInput]:
+        """Calls that must raise."""
+        return self._cases.bad_inputs(device)
+
+    @property
+    def workloads(self) -> tuple[Workload, ...]:
+        """The benchmark's shapes."""
+        return self._cases.WORKLOADS
 
 
 @cache

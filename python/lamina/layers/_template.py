@@ -9,7 +9,6 @@ Source: Ramachandran, Zoph, Le, "Searching for Activation Functions", 2017.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from lamina.backends import choose, kernels
 from lamina.checks import check_floating
 from lamina.double_backward import partial_gradients
 from lamina.fakes import fake
-from lamina.spec import BadInput, Sample, Spec, Workload
+from lamina.spec import Spec
 
 
 def reference(input: Tensor, slope: float = 1.0) -> Tensor:
@@ -87,39 +86,8 @@ class Swish(nn.Module):
         return f"slope={self.slope}"
 
 
-def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, dtype=dtype, device=device)
-
-    inputs = {
-        "odd sizes": draw(3, 5, 7),
-        "empty": draw(0, 3),
-        "strided": draw(8, 10)[::2, ::3],
-        "expanded": draw(4, 1).expand(4, 6),
-    }
-    for name, input in inputs.items():
-        yield Sample(name, (input.requires_grad_(), 1.5))
-
-
-def _bad_inputs(device: torch.device) -> Iterator[BadInput]:
-    integers = torch.ones(3, dtype=torch.int64, device=device)
-    yield BadInput("integers", (integers,), TypeError, "floating-point dtype, got torch.int64")
-
-
-def _workload(millions: int) -> Workload:
-    def build(dtype: torch.dtype, device: torch.device) -> Sample:
-        input = torch.randn(millions << 20, dtype=dtype, device=device, requires_grad=True)
-        return Sample(f"{millions}M", (input,))
-
-    elements = millions << 20
-    return Workload(f"{millions}M", build, flops=4 * elements, elements=2 * elements)
-
-
 SPEC = Spec(
     name="swish",
     functional=swish,
     reference=reference,
-    samples=_samples,
-    bad_inputs=_bad_inputs,
-    workloads=(_workload(1), _workload(16)),
 )

@@ -7,7 +7,7 @@ taken in the same order; 16-bit types are summed in float32. The backward pass i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from typing import Any
 
 import torch
@@ -18,8 +18,8 @@ from lamina.backends import choose, kernels
 from lamina.checks import check_floating
 from lamina.fakes import fake
 from lamina.layers import im2col
-from lamina.layers.conv2d import Pair, as_pair
-from lamina.spec import BadInput, Sample, Spec, Workload
+from lamina.spec import Spec
+from lamina.windows import Pair, as_pair, positions
 
 
 def reference(
@@ -51,7 +51,7 @@ def _backward_fake(
     grad: Tensor, kernel: list[int], dilation: list[int], padding: list[int], stride: list[int]
 ) -> Tensor:
     images, channels, *size = grad.shape
-    columns = im2col.positions(size, kernel, dilation, padding, stride)
+    columns = math.prod(positions(size, kernel, dilation, padding, stride))
     return grad.new_empty(images, channels * kernel[0] * kernel[1], columns)
 
 
@@ -89,7 +89,7 @@ def col2im(
     size = as_pair("col2im", "output_size", output_size, 1)
     window = im2col.check_window("col2im", kernel_size, dilation, padding, stride, size)
     area = window[0][0] * window[0][1]
-    columns = im2col.positions(size, *window)
+    columns = math.prod(positions(size, *window))
     if input.dim() not in (2, 3) or input.shape[-2] % area or input.shape[-1] != columns:
         raise ValueError(
             f"col2im: input must be [N, C * {area}, {columns}] or [C * {area}, {columns}] for an "
@@ -106,45 +106,8 @@ def col2im(
     return image if input.dim() == 3 else image.squeeze(0)
 
 
-def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
-    def sample(name: str, *shape: int, **kwargs: Any) -> Sample:
-        input = torch.randn(shape, dtype=dtype, device=device, requires_grad=True)
-        return Sample(name, (input, (5, 6), (3, 2)), kwargs)
-
-    yield sample("plain", 2, 18, 15)
-    yield sample("all arguments", 2, 12, 12, dilation=(1, 2), padding=(2, 1), stride=(2, 2))
-    yield sample("unbatched", 6, 35, padding=(1, 1))
-    yield sample("stride past kernel", 1, 12, 2, stride=4)
-    yield sample("batch 0", 0, 6, 15)
-
-
-def _bad_inputs(device: torch.device) -> Iterator[BadInput]:
-    x = torch.ones(1, 8, 9, device=device)
-    yield BadInput("list", ([1.0], 4, 2), TypeError, "input must be a Tensor, got list")
-    yield BadInput("integers", (x.long(), 4, 2), TypeError, "floating-point dtype, got torch.int64")
-    yield BadInput("columns", (x[..., 1:], 4, 2), ValueError, r"\[N, C \* 4, 9\].*\(1, 8, 8\)")
-    yield BadInput("rows", (x[:, 1:], 4, 2), ValueError, r"\[N, C \* 4, 9\].*\(1, 7, 9\)")
-    yield BadInput("large kernel", (x, 4, 5), ValueError, r"kernel_size \[5, 5\].*is larger than")
-    yield BadInput("size", (x, (4, 4, 4), 2), ValueError, "output_size must be an int or two ints")
-
-
-def _workload(images: int, channels: int, size: int) -> Workload:
-    name = f"{images}x{channels}x{size}² 3x3"
-
-    def build(dtype: torch.dtype, device: torch.device) -> Sample:
-        shape = (images, 9 * channels, size * size)
-        input = torch.randn(shape, dtype=dtype, device=device, requires_grad=True)
-        return Sample(name, (input, size, 3), {"padding": 1})
-
-    elements = images * channels * size * size
-    return Workload(name, build, flops=9 * elements, elements=10 * elements, backward=1.0)
-
-
 SPEC = Spec(
     name="col2im",
     functional=col2im,
     reference=reference,
-    samples=_samples,
-    bad_inputs=_bad_inputs,
-    workloads=(_workload(8, 64, 56), _workload(8, 256, 14)),
 )

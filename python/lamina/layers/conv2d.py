@@ -12,9 +12,7 @@ of Winograd (Lavin, Gray 2015).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,11 +30,10 @@ from lamina.backends import choose, kernels
 from lamina.checks import autocast_dtype, cast, check_alike, check_floating
 from lamina.double_backward import partial_gradients
 from lamina.fakes import fake
-from lamina.spec import BadInput, Sample, Spec, Workload
+from lamina.spec import Spec
+from lamina.windows import Pair, as_pair, positions
 
 ALGORITHMS = ("auto", "im2col", "winograd")
-
-Pair = int | Sequence[int]
 
 
 def reference(
@@ -60,71 +57,61 @@ def reference(
     return after(output) if after else output
 
 
-def _output_sizes(
-    input: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]
-) -> list[int]:
-    return [
-        (input.shape[d + 2] + 2 * padding[d] - dilation[d] * (weight.shape[d + 2] - 1) - 1)
-        // stride[d]
-        + 1
-        for d in (0, 1)
-    ]
+class Options(NamedTuple):
+    """What the kernels are told beside their tensors, in the order of the schemas."""
 
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+    activation: str
+    parameter: float
+    algorithm: str
+    channels_last: bool
 
-def _format(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def output_sizes(self, input: Tensor, weight: Tensor) -> list[int]:
+        kernel = weight.shape[2:]
+        return positions(input.shape[2:], kernel, self.dilation, self.padding, self.stride)
+
+    def define(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
+    ) -> Tensor:
+        """The reference with these options."""
+        geometry, activation = self[:4], (self.activation, self.parameter)
+        return reference(input, weight, bias, *geometry, activation=activation, residual=residual)
 
 
 @fake("conv2d_forward")
 def _forward_fake(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    activation: str,
-    parameter: float,
-    algorithm: str,
-    channels_last: bool,
-    save: bool,
+    input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, *call: Any
 ) -> tuple[Tensor, Tensor]:
-    height, width = _output_sizes(input, weight, stride, padding, dilation)
+    options, save = Options(*call[:-1]), call[-1]
     images, outs = input.shape[0], weight.shape[0]
+    height, width = options.output_sizes(input, weight)
     output = torch.empty(
         (images, outs, height, width),
         dtype=input.dtype,
         device=input.device,
-        memory_format=_format(channels_last),
+        memory_format=options.memory_format,
     )
-    if save and activation in BY_MASK:
+    if save and options.activation in BY_MASK:
         rows, bits = images * height * width, outs
-        rows, bits = (rows, bits) if channels_last else (bits, rows)
+        rows, bits = (rows, bits) if options.channels_last else (bits, rows)
         return output, input.new_empty(rows, (bits + 7) // 8, dtype=torch.uint8)
-    if save and activation in BY_PREACTIVATION:
+    if save and options.activation in BY_PREACTIVATION:
         return output, torch.empty_like(output)
     return output, input.new_empty(0, dtype=torch.uint8)
 
 
 @fake("conv2d_backward")
 def _backward_fake(
-    grad: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    saved: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    activation: str,
-    parameter: float,
-    algorithm: str,
-    channels_last: bool,
-    needs: list[bool],
+    grad: Tensor, input: Tensor, weight: Tensor, saved: Tensor, *call: Any
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    memory_format = _format(channels_last)
+    memory_format, needs = Options(*call[:-1]).memory_format, call[-1]
     return (
         torch.empty_like(input, memory_format=memory_format) if needs[0] else None,
         torch.empty_like(weight) if needs[1] else None,
@@ -141,66 +128,27 @@ class _Conv2d(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         residual: Tensor | None,
-        geometry: tuple[list[int], list[int], list[int], int],
-        activation: str,
-        parameter: float,
-        algorithm: str,
-        channels_last: bool,
+        options: Options,
         backend: str,
     ) -> Tensor:
-        ctx.options = (*geometry, activation, parameter, algorithm, channels_last)
-        ctx.backend = backend
-        output, saved = kernels("conv2d", backend).forward(
-            input, weight, bias, residual, *ctx.options, True
-        )
-        saved = output if activation in BY_OUTPUT else saved
-        ctx.save_for_backward(input, weight, bias, residual, saved)
+        tensors = (input, weight, bias, residual)
+        output, saved = kernels("conv2d", backend).forward(*tensors, *options, True)
+        ctx.save_for_backward(*tensors, output if options.activation in BY_OUTPUT else saved)
+        ctx.options, ctx.backend = options, backend
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, bias, residual, saved = ctx.saved_tensors
-        *geometry, activation, parameter, _, channels_last = ctx.options
+        *tensors, saved = ctx.saved_tensors
         needs = list(ctx.needs_input_grad[:4])
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-
-            def formula(input: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
-                return reference(
-                    input,
-                    weight,
-                    bias,
-                    *geometry,
-                    activation=(activation, parameter),
-                    residual=residual,
-                )
-
-            grads = partial_gradients(formula, (input, weight, bias, residual), needs, grad)
-        else:
-            grad = grad.contiguous(memory_format=_format(channels_last))
-            grads = kernels("conv2d", ctx.backend).backward(
-                grad, input, weight, saved, *ctx.options, needs
-            )
-        return *grads, None, None, None, None, None, None
+            return *partial_gradients(ctx.options.define, tensors, needs, grad), None, None
+        grad = grad.contiguous(memory_format=ctx.options.memory_format)
+        backward = kernels("conv2d", ctx.backend).backward
+        return *backward(grad, *tensors[:2], saved, *ctx.options, needs), None, None
 
 
-def as_pair(op: str, name: str, value: object, least: int) -> list[int]:
-    """The vertical and the horizontal one of an argument that may be one number for both."""
-    values = [value, value] if isinstance(value, int) else value
-    if not isinstance(values, (tuple, list)) or not all(
-        isinstance(v, int) and not isinstance(v, bool) for v in values
-    ):
-        raise TypeError(f"{op}: {name} must be an int or two ints, got {value!r}")
-    values = list(values) * 2 if len(values) == 1 else list(values)
-    if len(values) != 2:
-        raise ValueError(f"{op}: {name} must be an int or two ints, got {value!r}")
-    if min(values) < least:
-        raise ValueError(f"{op}: {name} must be at least {least}, got {value!r}")
-    return values
-
-
-def _check_shapes(
-    input: Tensor, weight: Tensor, bias: Tensor | None, groups: object, algorithm: str
-) -> None:
+def _check_shapes(input: Tensor, weight: Tensor, bias: Tensor | None, groups: object) -> None:
     check_floating("conv2d", "input", input)
     check_floating("conv2d", "weight", weight)
     if weight.dim() != 4:
@@ -231,9 +179,12 @@ def _check_shapes(
                 f"{tuple(weight.shape)}, got {tuple(bias.shape)}"
             )
         check_alike("conv2d", "bias", bias, "input", input)
+
+
+def _check_algorithm(op: str, algorithm: object) -> None:
     if algorithm not in ALGORITHMS:
         raise ValueError(
-            f"conv2d: algorithm is {algorithm!r}; it must be one of {', '.join(ALGORITHMS)}"
+            f"{op}: algorithm is {algorithm!r}; it must be one of {', '.join(ALGORITHMS)}"
         )
 
 
@@ -261,6 +212,31 @@ def _is_channels_last(input: Tensor) -> bool:
     """Whether a pixel's channels lie side by side. A single number is in either layout."""
     channels, stride = input.shape[1], input.stride()
     return stride[1] == 1 and stride[3] >= channels and input.numel() != input.shape[0]
+
+
+def _check_sizes(tensors: tuple[Tensor | None, ...], options: Options, batched: bool) -> None:
+    input, weight, _, residual = tensors
+    kernel, unit = tuple(weight.shape[2:]), options.stride + options.dilation == [1] * 4
+    if options.algorithm == "winograd" and not (kernel == (3, 3) and unit):
+        raise ValueError(
+            f"conv2d: algorithm 'winograd' needs a 3x3 kernel, stride 1 and dilation 1, got kernel "
+            f"of size {kernel}, stride {options.stride} and dilation {options.dilation}"
+        )
+    sizes = options.output_sizes(input, weight)
+    if min(sizes) < 1:
+        raise ValueError(
+            f"conv2d: kernel of size {kernel} with dilation {options.dilation} is larger than the "
+            f"input of shape {tuple(input.shape)} with padding {options.padding}"
+        )
+    if residual is not None:
+        check_floating("conv2d", "residual", residual)
+        check_alike("conv2d", "residual", residual, "input", input)
+        shape = (*(input.shape[:1] if batched else ()), weight.shape[0], *sizes)
+        if residual.shape != shape:
+            raise ValueError(
+                f"conv2d: residual must have the shape of the result, {tuple(shape)}, "
+                f"got {tuple(residual.shape)}"
+            )
 
 
 def conv2d(
@@ -303,66 +279,35 @@ def conv2d(
     if isinstance(input, Tensor) and (low := autocast_dtype(input)) is not None:
         input, weight, bias = cast(input, low), cast(weight, low), cast(bias, low)
         residual = cast(residual, low)
-    _check_shapes(input, weight, bias, groups, algorithm)
+    _check_shapes(input, weight, bias, groups)
+    _check_algorithm("conv2d", algorithm)
     stride = as_pair("conv2d", "stride", stride, 1)
     dilation = as_pair("conv2d", "dilation", dilation, 1)
     batched = input.dim() == 4
-    if not batched:
-        input = input.unsqueeze(0)
+    input = input if batched else input.unsqueeze(0)
     input, padding = _pad(input, weight, stride, padding, dilation)
-    if algorithm == "winograd" and (weight.shape[2:] != (3, 3) or stride + dilation != [1] * 4):
-        raise ValueError(
-            f"conv2d: algorithm 'winograd' needs a 3x3 kernel, stride 1 and dilation 1, got kernel "
-            f"of size {tuple(weight.shape[2:])}, stride {stride} and dilation {dilation}"
-        )
-    sizes = _output_sizes(input, weight, stride, padding, dilation)
-    if min(sizes) < 1:
-        raise ValueError(
-            f"conv2d: kernel of size {tuple(weight.shape[2:])} with dilation {dilation} is larger "
-            f"than the input of shape {tuple(input.shape)} with padding {padding}"
-        )
-    if residual is not None:
-        check_floating("conv2d", "residual", residual)
-        check_alike("conv2d", "residual", residual, "input", input)
-        shape = (*(input.shape[:1] if batched else ()), weight.shape[0], *sizes)
-        if residual.shape != shape:
-            raise ValueError(
-                f"conv2d: residual must have the shape of the result, {tuple(shape)}, "
-                f"got {tuple(residual.shape)}"
-            )
-        residual = residual if batched else residual.unsqueeze(0)
-    tensors = (input, weight, bias, residual)
-    geometry = (stride, padding, dilation, groups)
-    chosen = choose(SPEC, backend, tensors, (*geometry, name, algorithm))
-    if chosen == "reference":
-        output = reference(
-            input, weight, bias, *geometry, activation=(name, parameter), residual=residual
-        )
-    else:
-        output = _run(tensors, geometry, name, parameter, algorithm, chosen)
+    options = Options(
+        stride, padding, dilation, groups, name, parameter, algorithm, _is_channels_last(input)
+    )
+    _check_sizes((input, weight, bias, residual), options, batched)
+    residual = residual if batched or residual is None else residual.unsqueeze(0)
+    output = _run((input, weight, bias, residual), options, backend)
     output = output if batched else output.squeeze(0)
     return after(output) if after else output
 
 
-def _run(
-    tensors: tuple[Tensor | None, ...],
-    geometry: tuple[list[int], list[int], list[int], int],
-    activation: str,
-    parameter: float,
-    algorithm: str,
-    backend: str,
-) -> Tensor:
+def _run(tensors: tuple[Tensor | None, ...], options: Options, backend: str | None) -> Tensor:
+    chosen = choose(SPEC, backend, tensors, options)
+    if chosen == "reference":
+        return options.define(*tensors)
     input, weight, bias, residual = tensors
-    channels_last = _is_channels_last(input)
-    memory_format = _format(channels_last)
-    input = input.contiguous(memory_format=memory_format)
+    input = input.contiguous(memory_format=options.memory_format)
     if residual is not None:
-        residual = residual.contiguous(memory_format=memory_format)
-    options = (activation, parameter, algorithm, channels_last)
+        residual = residual.contiguous(memory_format=options.memory_format)
+    tensors = (input, weight, bias, residual)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return _Conv2d.apply(input, weight, bias, residual, geometry, *options, backend)
-    forward = kernels("conv2d", backend).forward
-    return forward(input, weight, bias, residual, *geometry, *options, False)[0]
+        return _Conv2d.apply(*tensors, options, chosen)
+    return kernels("conv2d", chosen).forward(*tensors, *options, False)[0]
 
 
 class Conv2d(nn.Conv2d):
@@ -374,39 +319,11 @@ class Conv2d(nn.Conv2d):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        activation: Activation = None,
-        algorithm: str = "auto",
+        self, *args: Any, activation: Activation = None, algorithm: str = "auto", **kwargs: Any
     ) -> None:
         parse_activation("Conv2d", activation)
-        if algorithm not in ALGORITHMS:
-            raise ValueError(
-                f"Conv2d: algorithm is {algorithm!r}; it must be one of {', '.join(ALGORITHMS)}"
-            )
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
-        )
+        _check_algorithm("Conv2d", algorithm)
+        super().__init__(*args, **kwargs)
         self.activation = activation
         self.algorithm = algorithm
 
@@ -416,7 +333,8 @@ class Conv2d(nn.Conv2d):
             padded = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             # The circular mode forgets the layout.
             kept = input.dim() == 4 and _is_channels_last(input)
-            input, padding = padded.contiguous(memory_format=_format(kept)), 0
+            layout = torch.channels_last if kept else torch.contiguous_format
+            input, padding = padded.contiguous(memory_format=layout), 0
         return conv2d(
             input,
             self.weight,
@@ -440,36 +358,8 @@ class Conv2d(nn.Conv2d):
 class Conv2dReLU(Conv2d):
     """`Conv2d` with activation="relu"."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        algorithm: str = "auto",
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
-            "relu",
-            algorithm,
-        )
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, activation="relu", **kwargs)
 
 
 def _slower(
@@ -478,17 +368,18 @@ def _slower(
     weight: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
-    stride: tuple[int, int],
-    *options: object,
+    *options: Any,
 ) -> str | None:
+    options = Options(*options)
     if input.numel() * weight.shape[0] < 1 << 16:
         return "below 2^16 elements times out_channels ATen's shorter call wins"
     training = torch.is_grad_enabled() and weight.requires_grad
     thin = weight.shape[1] < 8 and weight.shape[1] == input.shape[1]
     if backend == "cpp" and training and thin and input.dtype == torch.float32:
         return "with fewer than 8 channels oneDNN's gradient of the weight is faster"
-    strided = max(stride) > 1 and weight.shape[-1] > 1
-    if backend == "cpp" and strided and input.dtype == torch.float32 and options[-1] == "auto":
+    strided = max(options.stride) > 1 and weight.shape[-1] > 1
+    automatic = options.algorithm == "auto"
+    if backend == "cpp" and strided and input.dtype == torch.float32 and automatic:
         return "with a stride oneDNN's convolution is level or ahead"
     return None
 
@@ -500,174 +391,10 @@ def _unsupported(backend: str, *call: object) -> list[str]:
     return []
 
 
-def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, dtype=dtype, device=device)
-
-    def leaf(tensor: Tensor) -> Tensor:
-        return tensor.detach().requires_grad_()
-
-    def sample(
-        name: str, input: Tensor, weight: tuple[int, ...], bias: bool = True, **kwargs: Any
-    ) -> Sample:
-        filters = draw(*weight) / math.prod(weight[1:]) ** 0.5
-        tensors = (leaf(input), leaf(filters), leaf(draw(weight[0])) if bias else None)
-        return Sample(name, tensors, {"activation": "relu", **kwargs})
-
-    def image(*shape: int) -> Tensor:
-        return draw(*shape).contiguous(memory_format=torch.channels_last)
-
-    for made, layout in ((draw, "contiguous"), (image, "channels_last")):
-        yield sample(f"3x3, {layout}", made(2, 3, 5, 4), (2, 3, 3, 3), padding=1)
-        yield sample(
-            f"all arguments, {layout}",
-            made(2, 4, 9, 8),
-            (6, 2, 3, 2),
-            stride=(2, 1),
-            padding=(2, 1),
-            dilation=(1, 2),
-            groups=2,
-        )
-        yield sample(f"depthwise, {layout}", made(1, 5, 6, 7), (5, 1, 3, 3), padding=1, groups=5)
-        yield sample(f"1x1, {layout}", made(2, 9, 3, 5), (11, 9, 1, 1))
-        yield sample(f"1x1 stride 2, {layout}", made(2, 4, 5, 5), (3, 4, 1, 1), stride=2)
-        yield sample(f"more than a block, {layout}", made(3, 37, 9, 9), (67, 37, 3, 3), padding=1)
-        yield sample(f"first layer, {layout}", made(2, 3, 23, 23), (8, 3, 7, 7), stride=2)
-        yield sample(f"stride past kernel, {layout}", made(1, 2, 9, 9), (3, 2, 2, 2), stride=3)
-        yield sample(f"padding past kernel, {layout}", made(1, 2, 3, 3), (2, 2, 2, 2), padding=3)
-        yield sample(f"batch 0, {layout}", made(0, 3, 5, 5), (2, 3, 3, 3))
-        for activation in ACTIVATIONS:
-            yield sample(
-                f"{activation}, {layout}", made(1, 2, 5, 5), (3, 2, 3, 3), activation=activation
-            )
-        residual = leaf(made(2, 3, 4, 4))
-        for activation in ("relu", "silu", "none"):
-            yield sample(
-                f"residual {activation}, {layout}",
-                made(2, 2, 4, 4),
-                (3, 2, 3, 3),
-                padding=1,
-                activation=activation,
-                residual=residual,
-            )
-        wild = made(1, 2, 8, 8)
-        wild[0, 0, 0, 0], wild[0, 1, 2, 6], wild[0, 1, 5, 2] = float("nan"), float("inf"), 1e4
-        yield sample(f"non-finite, {layout}", wild, (2, 2, 3, 3), algorithm="im2col")
-    yield sample("winograd", draw(2, 3, 7, 6), (5, 3, 3, 3), padding=1, algorithm="winograd")
-    yield sample("same", draw(1, 2, 5, 6), (2, 2, 1, 3), padding="same")
-    yield sample("valid, no bias", draw(1, 2, 5, 6), (2, 2, 3, 3), False, padding="valid")
-    yield sample("unbatched", draw(3, 5, 5), (2, 3, 3, 3))
-    yield sample("callable", draw(1, 2, 4, 4), (2, 2, 3, 3), activation=torch.sin)
-    yield sample("strided input", draw(2, 2, 8, 12)[..., ::2, ::3], (3, 2, 2, 2))
-    yield sample("expanded input", draw(1, 1, 4, 4).expand(3, 2, 4, 4), (3, 2, 2, 2))
-    weight = leaf(draw(4, 3, 3, 3).contiguous(memory_format=torch.channels_last))
-    for activation in ("relu", "leaky_relu"):
-        tensors = (leaf(draw(2, 3, 5, 5)), weight)
-        yield Sample(f"channels_last weight, {activation}", tensors, {"activation": activation})
-    frozen, relu = draw(4, 3, 3, 3), {"activation": "relu"}
-    yield Sample("frozen weight", (leaf(draw(2, 3, 5, 5)), frozen), relu)
-    yield Sample("frozen input", (draw(2, 3, 5, 5), leaf(frozen), leaf(draw(4))), relu)
-    yield Sample("only bias", (draw(2, 3, 5, 5), frozen, leaf(draw(4))), relu)
-
-
-def _bad_inputs(device: torch.device) -> Iterator[BadInput]:
-    def ones(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.ones(shape, dtype=dtype, device=device)
-
-    x, w, b = ones(1, 3, 5, 5), ones(4, 3, 3, 3), ones(4)
-
-    def bad(name: str, match: str, *args: Any, error: type = ValueError, **kwargs: Any) -> BadInput:
-        return BadInput(name, args or (x, w, b), error, match, kwargs)
-
-    yield bad("channels", r"\(1, 2, 5, 5\) must have 3 channels", ones(1, 2, 5, 5), w)
-    yield bad("2-D input", r"must be \[N, C, H, W\]", ones(5, 5), w)
-    yield bad("3-D weight", "weight must have 4 dimensions", x, ones(4, 3, 3))
-    yield bad("bias size", r"bias must have shape \(4,\).*\(3,\)", x, w, ones(3))
-    yield bad("groups", "groups must be positive and divide the 4", groups=3)
-    yield bad("no groups", "groups must be positive", groups=0)
-    yield bad("groups type", "groups must be an int", groups=1.0, error=TypeError)
-    yield bad("stride", "stride must be at least 1, got 0", stride=0)
-    yield bad("dilation", r"dilation must be at least 1, got \(1, -1\)", dilation=(1, -1))
-    yield bad("padding", "padding must be at least 0, got -1", padding=-1)
-    yield bad("three strides", "stride must be an int or two ints", stride=(1, 1, 1))
-    yield bad("float stride", "stride must be an int or two", stride=1.5, error=TypeError)
-    yield bad("padding name", "padding is 'full'; it must be 'same'", padding="full")
-    yield bad("same, stride", "padding 'same' needs stride 1", padding="same", stride=2)
-    yield bad("large kernel", r"kernel of size \(3, 3\) with dilation \[3, 3\]", dilation=3)
-    residual = ones(1, 4, 5, 5)
-    yield bad("residual", r"shape of the result, \(1, 4, 3, 3\), got", residual=residual)
-    yield bad("dtypes", "weight is torch.float64 and input", x, w.double(), error=TypeError)
-    yield bad("bias dtype", "bias is torch.float16", x, w, b.half(), error=TypeError)
-    yield bad("integers", "input must be of a floating", x.long(), w, error=TypeError)
-    yield bad("devices", "weight is on meta and input on", x, w.to("meta"))
-    yield bad("list", "input must be a Tensor, got list", [1.0], w, error=TypeError)
-    yield bad("name", "activation is 'rleu'; the fused ones are", activation="rleu")
-    fixed = {"algorithm": "winograd", "stride": 2}
-    yield bad("winograd", r"'winograd' needs a 3x3 kernel.*stride \[2, 2\]", **fixed)
-    yield bad("algorithm", "algorithm is 'fft'; it must be one of auto", algorithm="fft")
-
-
-def _workload(
-    images: int, ins: int, outs: int, size: int, kernel: int | tuple[int, int], stride: int = 1
-) -> Workload:
-    kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
-    name = f"{images}x{ins}x{size}² {kernel[0]}x{kernel[1]} -> {outs}"
-    name += f" stride {stride}" if stride > 1 else ""
-    padding = tuple(k // 2 for k in kernel)
-
-    def build(dtype: torch.dtype, device: torch.device) -> Sample:
-        def draw(*shape: int) -> Tensor:
-            return torch.randn(shape, dtype=dtype, device=device)
-
-        fan_in = ins * kernel[0] * kernel[1]
-        tensors = (draw(images, ins, size, size), draw(outs, ins, *kernel) / fan_in**0.5)
-        tensors = tuple(t.requires_grad_() for t in (*tensors, draw(outs)))
-        tensors[0].requires_grad_(ins != 3)  # Nothing trains the pixels of an image.
-        return Sample(name, tensors, {"stride": stride, "padding": padding, "activation": "relu"})
-
-    side = (size - 1) // stride + 1
-    outputs = images * outs * side * side
-    columns = ins * kernel[0] * kernel[1]
-    elements = images * ins * size * size + outs * columns + outputs
-    return Workload(name, build, flops=2 * outputs * columns, elements=elements)
-
-
-RESNET18 = (
-    (3, 64, 224, 7, 2),
-    (64, 64, 56, 3),
-    (64, 128, 56, 3, 2),
-    (64, 128, 56, 1, 2),
-    (128, 128, 28, 3),
-    (128, 256, 28, 3, 2),
-    (256, 256, 14, 3),
-    (256, 512, 14, 3, 2),
-    (512, 512, 7, 3),
-)
-RESNET50 = (
-    (64, 64, 56, 1),
-    (64, 256, 56, 1),
-    (256, 64, 56, 1),
-    (256, 512, 56, 1, 2),
-    (512, 128, 28, 1),
-    (128, 512, 28, 1),
-    (1024, 256, 14, 1),
-    (256, 1024, 14, 1),
-    (2048, 512, 7, 1),
-    (512, 2048, 7, 1),
-)
-INCEPTION = ((192, 64, 28, 1), (96, 128, 28, 3), (16, 32, 28, 5), (128, 128, 17, (1, 7)))
-
 SPEC = Spec(
     name="conv2d",
     functional=conv2d,
     reference=reference,
-    samples=_samples,
-    bad_inputs=_bad_inputs,
-    workloads=(
-        *(_workload(8, *shape) for shape in (*RESNET18, *RESNET50, *INCEPTION)),
-        *(_workload(16, *shape) for shape in RESNET18),
-        _workload(1, 8, 8, 8, 3),
-    ),
     slower=_slower,
     unsupported=_unsupported,
 )

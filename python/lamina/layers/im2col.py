@@ -9,7 +9,7 @@ The backward pass is col2im.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from typing import Any
 
 import torch
@@ -20,8 +20,8 @@ from lamina.backends import choose, kernels
 from lamina.checks import check_floating
 from lamina.double_backward import partial_gradients
 from lamina.fakes import fake
-from lamina.layers.conv2d import Pair, as_pair
-from lamina.spec import BadInput, Sample, Spec, Workload
+from lamina.spec import Spec
+from lamina.windows import Pair, as_pair, positions
 
 
 def reference(
@@ -29,16 +29,6 @@ def reference(
 ) -> Tensor:
     """The definition."""
     return F.unfold(input, kernel_size, dilation, padding, stride)
-
-
-def positions(
-    size: list[int], kernel: list[int], dilation: list[int], padding: list[int], stride: list[int]
-) -> int:
-    """How many places the kernel takes on an image of this size."""
-    count = 1
-    for d in (0, 1):
-        count *= (size[d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) - 1) // stride[d] + 1
-    return count
 
 
 def check_window(
@@ -66,7 +56,7 @@ def _forward_fake(
     input: Tensor, kernel: list[int], dilation: list[int], padding: list[int], stride: list[int]
 ) -> Tensor:
     images, channels, *size = input.shape
-    columns = positions(size, kernel, dilation, padding, stride)
+    columns = math.prod(positions(size, kernel, dilation, padding, stride))
     return input.new_empty(images, channels * kernel[0] * kernel[1], columns)
 
 
@@ -132,49 +122,8 @@ def im2col(
     return columns if input.dim() == 4 else columns.squeeze(0)
 
 
-def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
-    def sample(name: str, *shape: int, **kwargs: Any) -> Sample:
-        input = torch.randn(shape, dtype=dtype, device=device, requires_grad=True)
-        return Sample(name, (input, (3, 2)), kwargs)
-
-    yield sample("plain", 2, 3, 5, 6)
-    yield sample("all arguments", 2, 3, 9, 8, dilation=(1, 2), padding=(2, 1), stride=(2, 3))
-    yield sample("same size", 1, 2, 7, 9, padding=(1, 0))
-    yield sample("unbatched", 3, 5, 6, padding=1)
-    yield sample("stride past kernel", 1, 2, 9, 9, stride=4)
-    yield sample("batch 0", 0, 3, 5, 6)
-    image = torch.randn(2, 3, 5, 6, dtype=dtype, device=device)
-    image = image.contiguous(memory_format=torch.channels_last).requires_grad_()
-    yield Sample("channels_last", (image, 3), {"padding": 1})
-
-
-def _bad_inputs(device: torch.device) -> Iterator[BadInput]:
-    x = torch.ones(1, 2, 4, 4, device=device)
-    yield BadInput("list", ([1.0], 2), TypeError, "input must be a Tensor, got list")
-    yield BadInput("integers", (x.long(), 2), TypeError, "floating-point dtype, got torch.int64")
-    yield BadInput("dimensions", (x[0, 0], 2), ValueError, r"\[C, H, W\], got shape \(4, 4\)")
-    yield BadInput("kernel", (x, 0), ValueError, "kernel_size must be at least 1, got 0")
-    yield BadInput("large kernel", (x, 5), ValueError, r"kernel_size \[5, 5\].*is larger than")
-    yield BadInput("stride", (x, 2, 1, 0, 0), ValueError, "stride must be at least 1, got 0")
-
-
-def _workload(images: int, channels: int, size: int) -> Workload:
-    name = f"{images}x{channels}x{size}² 3x3"
-
-    def build(dtype: torch.dtype, device: torch.device) -> Sample:
-        shape = (images, channels, size, size)
-        input = torch.randn(shape, dtype=dtype, device=device, requires_grad=True)
-        return Sample(name, (input, 3), {"padding": 1})
-
-    elements = images * channels * size * size
-    return Workload(name, build, flops=0, elements=10 * elements, backward=1.0)
-
-
 SPEC = Spec(
     name="im2col",
     functional=im2col,
     reference=reference,
-    samples=_samples,
-    bad_inputs=_bad_inputs,
-    workloads=(_workload(8, 64, 56), _workload(8, 256, 14)),
 )

@@ -12,7 +12,6 @@ none: at s = 0 value and gradient are 0 here, where plain autograd gives NaN. Sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from lamina.backends import choose, kernels
 from lamina.checks import check_floating
 from lamina.double_backward import partial_gradients
 from lamina.fakes import fake
-from lamina.spec import BadInput, Sample, Spec, Workload
+from lamina.spec import Spec
 
 KINDS = ("exact", "sqrt_eps", "norm_eps", "exp")
 
@@ -127,53 +126,9 @@ class Squash(nn.Module):
         return f"kind={self.kind!r}, eps={self.eps}"
 
 
-def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, dtype=dtype, device=device)
-
-    for kind in KINDS:
-        eps = 0.0 if kind == "exact" else 1e-3
-        yield Sample(f"{kind}, odd", (draw(3, 5).requires_grad_(), kind, eps))
-        zeros = draw(4, 8)
-        zeros[1:3] = 0
-        yield Sample(f"{kind}, zeros", (zeros.requires_grad_(), kind))
-    layouts = {
-        "vector": draw(7),
-        "transposed": draw(6, 9).t(),
-        "strided": draw(8, 10)[::2, ::3],
-        "expanded": draw(4, 1, 3).expand(4, 6, 3),
-        "many": draw(37, 10, 16),
-        "empty": draw(0, 3),
-        "no dimensions": draw(3, 0),
-    }
-    for name, input in layouts.items():
-        yield Sample(name, (input.requires_grad_(),))
-
-
-def _bad_inputs(device: torch.device) -> Iterator[BadInput]:
-    ones = torch.ones(2, 3, device=device)
-    yield BadInput("integers", (ones.long(),), TypeError, "floating-point dtype, got torch.int64")
-    yield BadInput("scalar", (ones.sum(),), ValueError, "at least 1 dimension")
-    yield BadInput("kind", (ones, "l2"), ValueError, "kind is 'l2'; it must be one of exact")
-    yield BadInput("eps", (ones, "exp", -1.0), ValueError, "eps must not be negative, got -1.0")
-    yield BadInput("eps type", (ones, "exp", "0"), TypeError, "eps must be a number, got str")
-
-
-def _workload(vectors: int, dim: int) -> Workload:
-    def build(dtype: torch.dtype, device: torch.device) -> Sample:
-        input = torch.randn(vectors, dim, dtype=dtype, device=device, requires_grad=True)
-        return Sample(f"{vectors}x{dim}", (input,))
-
-    elements = vectors * dim
-    return Workload(f"{vectors}x{dim}", build, flops=3 * elements, elements=2 * elements)
-
-
 SPEC = Spec(
     name="squash",
     functional=squash,
     reference=reference,
-    samples=_samples,
-    bad_inputs=_bad_inputs,
-    workloads=(_workload(1280, 16), _workload(147456, 8)),
     dtypes=(torch.float64, torch.float32),
 )

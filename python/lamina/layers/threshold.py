@@ -7,7 +7,6 @@ element, so that is all that is saved: 1/32 of a float32 input.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from lamina.backends import choose, kernels
 from lamina.checks import check_floating
 from lamina.fakes import fake
-from lamina.spec import BadInput, Sample, Spec, Workload
+from lamina.spec import Spec
 
 
 def reference(input: Tensor, threshold: float = 0.0) -> Tensor:
@@ -116,55 +115,9 @@ def _slower(backend: str, input: Tensor, *options: object) -> str | None:
     return None
 
 
-def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, dtype=dtype, device=device)
-
-    edge = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 0.5], device=device)
-    layouts = {
-        "odd sizes": draw(3, 5, 7),
-        "scalar": draw(),
-        "empty": draw(0, 3),
-        "long": draw(1031),
-        "channels_last": draw(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
-        "transposed": draw(6, 9).t(),
-        "strided": draw(8, 10)[::2, ::3],
-        "offset": draw(50)[1:],
-        "expanded": draw(4, 1).expand(4, 6),
-    }
-    for name, input in layouts.items():
-        yield Sample(name, (input.requires_grad_(),), {"threshold": 0.25})
-    yield Sample("default", (draw(10).requires_grad_(),))
-    yield Sample("negative", (draw(33).requires_grad_(), -0.5))
-    yield Sample("non-finite", (edge.to(dtype).requires_grad_(), 0.5))
-
-
-def _bad_inputs(device: torch.device) -> Iterator[BadInput]:
-    yield BadInput("list", ([1.0],), TypeError, "input must be a Tensor, got list")
-    integers = torch.ones(3, dtype=torch.int64, device=device)
-    yield BadInput("integers", (integers,), TypeError, "floating-point dtype, got torch.int64")
-    floats = torch.ones(3, device=device)
-    yield BadInput("text", (floats, "0"), TypeError, "threshold must be a number, got str")
-    yield BadInput(
-        "backend", (floats,), ValueError, "backend is 'gpu'; the backends are", {"backend": "gpu"}
-    )
-
-
-def _workload(millions: int) -> Workload:
-    def build(dtype: torch.dtype, device: torch.device) -> Sample:
-        input = torch.randn(millions << 20, dtype=dtype, device=device, requires_grad=True)
-        return Sample(f"{millions}M", (input, 0.1))
-
-    elements = millions << 20
-    return Workload(f"{millions}M", build, flops=elements, elements=2 * elements, backward=1.0)
-
-
 SPEC = Spec(
     name="threshold",
     functional=threshold_relu,
     reference=reference,
-    samples=_samples,
-    bad_inputs=_bad_inputs,
-    workloads=tuple(map(_workload, (1, 4, 16, 64))),
     slower=_slower,
 )

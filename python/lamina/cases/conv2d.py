@@ -1,0 +1,178 @@
+"""The calls that tests, `lamina check` and `lamina bench` make of conv2d."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lamina.activations import ACTIVATIONS
+from lamina.spec import BadInput, Sample, Workload
+
+
+def samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=dtype, device=device)
+
+    def leaf(tensor: Tensor) -> Tensor:
+        return tensor.detach().requires_grad_()
+
+    def sample(
+        name: str, input: Tensor, weight: tuple[int, ...], bias: bool = True, **kwargs: Any
+    ) -> Sample:
+        filters = draw(*weight) / math.prod(weight[1:]) ** 0.5
+        tensors = (leaf(input), leaf(filters), leaf(draw(weight[0])) if bias else None)
+        return Sample(name, tensors, {"activation": "relu", **kwargs})
+
+    def image(*shape: int) -> Tensor:
+        return draw(*shape).contiguous(memory_format=torch.channels_last)
+
+    for made, layout in ((draw, "contiguous"), (image, "channels_last")):
+        yield sample(f"3x3, {layout}", made(2, 3, 5, 4), (2, 3, 3, 3), padding=1)
+        yield sample(
+            f"all arguments, {layout}",
+            made(2, 4, 9, 8),
+            (6, 2, 3, 2),
+            stride=(2, 1),
+            padding=(2, 1),
+            dilation=(1, 2),
+            groups=2,
+        )
+        yield sample(f"depthwise, {layout}", made(1, 5, 6, 7), (5, 1, 3, 3), padding=1, groups=5)
+        yield sample(f"1x1, {layout}", made(2, 9, 3, 5), (11, 9, 1, 1))
+        yield sample(f"1x1 stride 2, {layout}", made(2, 4, 5, 5), (3, 4, 1, 1), stride=2)
+        yield sample(f"more than a block, {layout}", made(3, 37, 9, 9), (67, 37, 3, 3), padding=1)
+        yield sample(f"first layer, {layout}", made(2, 3, 23, 23), (8, 3, 7, 7), stride=2)
+        yield sample(f"stride past kernel, {layout}", made(1, 2, 9, 9), (3, 2, 2, 2), stride=3)
+        yield sample(f"padding past kernel, {layout}", made(1, 2, 3, 3), (2, 2, 2, 2), padding=3)
+        yield sample(f"batch 0, {layout}", made(0, 3, 5, 5), (2, 3, 3, 3))
+        for activation in ACTIVATIONS:
+            yield sample(
+                f"{activation}, {layout}", made(1, 2, 5, 5), (3, 2, 3, 3), activation=activation
+            )
+        residual = leaf(made(2, 3, 4, 4))
+        for activation in ("relu", "silu", "none"):
+            yield sample(
+                f"residual {activation}, {layout}",
+                made(2, 2, 4, 4),
+                (3, 2, 3, 3),
+                padding=1,
+                activation=activation,
+                residual=residual,
+            )
+        wild = made(1, 2, 8, 8)
+        wild[0, 0, 0, 0], wild[0, 1, 2, 6], wild[0, 1, 5, 2] = float("nan"), float("inf"), 1e4
+        yield sample(f"non-finite, {layout}", wild, (2, 2, 3, 3), algorithm="im2col")
+    yield sample("winograd", draw(2, 3, 7, 6), (5, 3, 3, 3), padding=1, algorithm="winograd")
+    yield sample("same", draw(1, 2, 5, 6), (2, 2, 1, 3), padding="same")
+    yield sample("valid, no bias", draw(1, 2, 5, 6), (2, 2, 3, 3), False, padding="valid")
+    yield sample("unbatched", draw(3, 5, 5), (2, 3, 3, 3))
+    yield sample("callable", draw(1, 2, 4, 4), (2, 2, 3, 3), activation=torch.sin)
+    yield sample("strided input", draw(2, 2, 8, 12)[..., ::2, ::3], (3, 2, 2, 2))
+    yield sample("expanded input", draw(1, 1, 4, 4).expand(3, 2, 4, 4), (3, 2, 2, 2))
+    weight = leaf(draw(4, 3, 3, 3).contiguous(memory_format=torch.channels_last))
+    for activation in ("relu", "leaky_relu"):
+        tensors = (leaf(draw(2, 3, 5, 5)), weight)
+        yield Sample(f"channels_last weight, {activation}", tensors, {"activation": activation})
+    frozen, relu = draw(4, 3, 3, 3), {"activation": "relu"}
+    yield Sample("frozen weight", (leaf(draw(2, 3, 5, 5)), frozen), relu)
+    yield Sample("frozen input", (draw(2, 3, 5, 5), leaf(frozen), leaf(draw(4))), relu)
+    yield Sample("only bias", (draw(2, 3, 5, 5), frozen, leaf(draw(4))), relu)
+
+
+def bad_inputs(device: torch.device) -> Iterator[BadInput]:
+    def ones(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.ones(shape, dtype=dtype, device=device)
+
+    x, w, b = ones(1, 3, 5, 5), ones(4, 3, 3, 3), ones(4)
+
+    def bad(name: str, match: str, *args: Any, error: type = ValueError, **kwargs: Any) -> BadInput:
+        return BadInput(name, args or (x, w, b), error, match, kwargs)
+
+    yield bad("channels", r"\(1, 2, 5, 5\) must have 3 channels", ones(1, 2, 5, 5), w)
+    yield bad("2-D input", r"must be \[N, C, H, W\]", ones(5, 5), w)
+    yield bad("3-D weight", "weight must have 4 dimensions", x, ones(4, 3, 3))
+    yield bad("bias size", r"bias must have shape \(4,\).*\(3,\)", x, w, ones(3))
+    yield bad("groups", "groups must be positive and divide the 4", groups=3)
+    yield bad("no groups", "groups must be positive", groups=0)
+    yield bad("groups type", "groups must be an int", groups=1.0, error=TypeError)
+    yield bad("stride", "stride must be at least 1, got 0", stride=0)
+    yield bad("dilation", r"dilation must be at least 1, got \(1, -1\)", dilation=(1, -1))
+    yield bad("padding", "padding must be at least 0, got -1", padding=-1)
+    yield bad("three strides", "stride must be an int or two ints", stride=(1, 1, 1))
+    yield bad("float stride", "stride must be an int or two", stride=1.5, error=TypeError)
+    yield bad("padding name", "padding is 'full'; it must be 'same'", padding="full")
+    yield bad("same, stride", "padding 'same' needs stride 1", padding="same", stride=2)
+    yield bad("large kernel", r"kernel of size \(3, 3\) with dilation \[3, 3\]", dilation=3)
+    residual = ones(1, 4, 5, 5)
+    yield bad("residual", r"shape of the result, \(1, 4, 3, 3\), got", residual=residual)
+    yield bad("dtypes", "weight is torch.float64 and input", x, w.double(), error=TypeError)
+    yield bad("bias dtype", "bias is torch.float16", x, w, b.half(), error=TypeError)
+    yield bad("integers", "input must be of a floating", x.long(), w, error=TypeError)
+    yield bad("devices", "weight is on meta and input on", x, w.to("meta"))
+    yield bad("list", "input must be a Tensor, got list", [1.0], w, error=TypeError)
+    yield bad("name", "activation is 'rleu'; the fused ones are", activation="rleu")
+    fixed = {"algorithm": "winograd", "stride": 2}
+    yield bad("winograd", r"'winograd' needs a 3x3 kernel.*stride \[2, 2\]", **fixed)
+    yield bad("algorithm", "algorithm is 'fft'; it must be one of auto", algorithm="fft")
+
+
+def _workload(
+    images: int, ins: int, outs: int, size: int, kernel: int | tuple[int, int], stride: int = 1
+) -> Workload:
+    kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
+    name = f"{images}x{ins}x{size}² {kernel[0]}x{kernel[1]} -> {outs}"
+    name += f" stride {stride}" if stride > 1 else ""
+    padding = tuple(k // 2 for k in kernel)
+
+    def build(dtype: torch.dtype, device: torch.device) -> Sample:
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape, dtype=dtype, device=device)
+
+        fan_in = ins * kernel[0] * kernel[1]
+        tensors = (draw(images, ins, size, size), draw(outs, ins, *kernel) / fan_in**0.5)
+        tensors = tuple(t.requires_grad_() for t in (*tensors, draw(outs)))
+        tensors[0].requires_grad_(ins != 3)  # Nothing trains the pixels of an image.
+        return Sample(name, tensors, {"stride": stride, "padding": padding, "activation": "relu"})
+
+    side = (size - 1) // stride + 1
+    outputs = images * outs * side * side
+    columns = ins * kernel[0] * kernel[1]
+    elements = images * ins * size * size + outs * columns + outputs
+    return Workload(name, build, flops=2 * outputs * columns, elements=elements)
+
+
+RESNET18 = (
+    (3, 64, 224, 7, 2),
+    (64, 64, 56, 3),
+    (64, 128, 56, 3, 2),
+    (64, 128, 56, 1, 2),
+    (128, 128, 28, 3),
+    (128, 256, 28, 3, 2),
+    (256, 256, 14, 3),
+    (256, 512, 14, 3, 2),
+    (512, 512, 7, 3),
+)
+RESNET50 = (
+    (64, 64, 56, 1),
+    (64, 256, 56, 1),
+    (256, 64, 56, 1),
+    (256, 512, 56, 1, 2),
+    (512, 128, 28, 1),
+    (128, 512, 28, 1),
+    (1024, 256, 14, 1),
+    (256, 1024, 14, 1),
+    (2048, 512, 7, 1),
+    (512, 2048, 7, 1),
+)
+INCEPTION = ((192, 64, 28, 1), (96, 128, 28, 3), (16, 32, 28, 5), (128, 128, 17, (1, 7)))
+
+
+WORKLOADS = (
+    *(_workload(8, *shape) for shape in (*RESNET18, *RESNET50, *INCEPTION)),
+    *(_workload(16, *shape) for shape in RESNET18),
+    _workload(1, 8, 8, 8, 3),
+)
