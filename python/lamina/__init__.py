@@ -11,6 +11,7 @@ from lamina import functional
 from lamina.backends import use_backend
 from lamina.explain import explain
 from lamina.layers.conv2d import Conv2d, Conv2dReLU
+from lamina.layers.conv_batch_norm import ConvBatchNorm2d, ConvBatchNormReLU2d
 from lamina.layers.dynamic_routing import DynamicRouting
 from lamina.layers.linear import Linear, LinearReLU
 from lamina.layers.squash import Squash
@@ -21,6 +22,8 @@ __version__ = version("lamina")
 __all__ = [
     "Conv2d",
     "Conv2dReLU",
+    "ConvBatchNorm2d",
+    "ConvBatchNormReLU2d",
     "DynamicRouting",
     "Linear",
     "LinearReLU",

@@ -22,6 +22,16 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor, float], Tensor], float]] = {
     "tanh": (lambda z, _: torch.tanh(z), 0.0),
     "sigmoid": (lambda z, _: torch.sigmoid(z), 0.0),
 }
+
+
+def _relu(z: Tensor) -> Tensor:
+    """relu of a fresh tensor; in place where no graph holds it."""
+    return torch.relu(z) if z.requires_grad else torch.relu_(z)
+
+
+# How ATen finishes a small product, whose result is fresh: name -> function, None for nothing.
+FINISH = {None: None, "relu": _relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh}
+
 BY_MASK = ("relu", "threshold", "leaky_relu")
 BY_PREACTIVATION = ("gelu", "gelu_tanh", "silu")
 BY_OUTPUT = ("tanh", "sigmoid")

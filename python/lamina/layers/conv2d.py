@@ -23,14 +23,15 @@ from lamina.activations import (
     BY_MASK,
     BY_OUTPUT,
     BY_PREACTIVATION,
+    FINISH,
     Activation,
     parse_activation,
 )
-from lamina.backends import choose, kernels
+from lamina.backends import choice, choose, kernels
 from lamina.checks import autocast_dtype, cast, check_alike, check_floating
 from lamina.double_backward import partial_gradients
 from lamina.fakes import fake
-from lamina.spec import Spec
+from lamina.spec import FLOATS, Spec
 from lamina.windows import Pair, as_pair, positions
 
 ALGORITHMS = ("auto", "im2col", "winograd")
@@ -239,6 +240,41 @@ def _check_sizes(tensors: tuple[Tensor | None, ...], options: Options, batched: 
             )
 
 
+# Elements times out_channels below which ATen's shorter call wins.
+_SMALL = 1 << 16
+_FLOATS = frozenset(FLOATS)
+
+
+def _small(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair | str,
+    dilation: Pair,
+    groups: int,
+    activation: Activation,
+) -> Tensor | None:
+    """ATen's result for a convolution so small that our checks would outlast it, else None.
+
+    As in lamina.layers.linear: only what ATen would get wrong in silence is looked at.
+    """
+    try:
+        if (
+            input.numel() * weight.size(0) >= _SMALL
+            or not (input.is_cpu and weight.is_cpu)
+            or input.dtype not in _FLOATS
+            or weight.dim() != 4
+            or type(groups) is not int
+        ):
+            return None
+        finish = FINISH[activation]
+        output = torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        return finish(output) if finish else output
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError):
+        return None
+
+
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -275,6 +311,10 @@ def conv2d(
     or autocast's. Raises ValueError where shapes, devices or names do not fit, TypeError where
     types do not.
     """
+    if choice.free and backend is None and residual is None and algorithm == "auto":
+        output = _small(input, weight, bias, stride, padding, dilation, groups, activation)
+        if output is not None:
+            return output
     name, parameter, after = parse_activation("conv2d", activation)
     if isinstance(input, Tensor) and (low := autocast_dtype(input)) is not None:
         input, weight, bias = cast(input, low), cast(weight, low), cast(bias, low)
@@ -328,6 +368,17 @@ class Conv2d(nn.Conv2d):
         self.algorithm = algorithm
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self._conv_forward(input, self.weight, self.bias, self.activation, residual)
+
+    def _conv_forward(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: Activation = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """The layer with another weight, bias and activation, as a folded batch norm needs it."""
         padding = self.padding
         if self.padding_mode != "zeros":
             padded = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
@@ -337,13 +388,13 @@ class Conv2d(nn.Conv2d):
             input, padding = padded.contiguous(memory_format=layout), 0
         return conv2d(
             input,
-            self.weight,
-            self.bias,
+            weight,
+            bias,
             self.stride,
             padding,
             self.dilation,
             self.groups,
-            activation=self.activation,
+            activation=activation,
             residual=residual,
             algorithm=self.algorithm,
         )
@@ -371,7 +422,7 @@ def _slower(
     *options: Any,
 ) -> str | None:
     options = Options(*options)
-    if input.numel() * weight.shape[0] < 1 << 16:
+    if input.numel() * weight.shape[0] < _SMALL:
         return "below 2^16 elements times out_channels ATen's shorter call wins"
     training = torch.is_grad_enabled() and weight.requires_grad
     thin = weight.shape[1] < 8 and weight.shape[1] == input.shape[1]

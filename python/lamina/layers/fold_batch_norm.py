@@ -30,6 +30,7 @@ def fold_batch_norm(
         scale, shift: [K] or None, the norm's weight and bias.
         eps: as of the norm.
 
+    Both results have the dtype of `weight`, whatever the norm's.
     Raises TypeError for anything but floating-point tensors, ValueError where shapes do not fit.
     """
     check_floating("fold_batch_norm", "weight", weight)
@@ -49,4 +50,5 @@ def fold_batch_norm(
     factor = factor if scale is None else factor * scale
     moved = -running_mean if bias is None else bias - running_mean
     moved = moved * factor if shift is None else moved * factor + shift
-    return weight * factor.view(-1, *[1] * (weight.dim() - 1)), moved
+    folded = weight * factor.view(-1, *[1] * (weight.dim() - 1))
+    return folded.to(weight.dtype), moved.to(weight.dtype)

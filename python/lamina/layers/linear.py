@@ -23,6 +23,7 @@ from lamina.activations import (
     BY_MASK,
     BY_OUTPUT,
     BY_PREACTIVATION,
+    FINISH,
     Activation,
     parse_activation,
 )
@@ -138,13 +139,6 @@ def _check(input: Tensor, weight: Tensor, bias: Tensor | None, in_out: bool) -> 
         check_alike("linear", "bias", bias, "input", input)
 
 
-def _relu(z: Tensor) -> Tensor:
-    """relu of a fresh product; in place where no graph holds it."""
-    return torch.relu(z) if z.requires_grad else torch.relu_(z)
-
-
-# How ATen finishes a small product.
-_FINISH = {None: None, "relu": _relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh}
 _FLOATS = frozenset(FLOATS)
 
 
@@ -165,7 +159,7 @@ def _small(
             or (bias is not None and (bias.dim() != 1 or bias.numel() != weight.size(0)))
         ):
             return None
-        finish = _FINISH[activation]
+        finish = FINISH[activation]
         output = F.linear(input, weight, bias)
         return finish(output) if finish else output
     except (AttributeError, KeyError, RuntimeError, TypeError):

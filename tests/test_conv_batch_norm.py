@@ -1,0 +1,199 @@
+"""ConvBatchNorm2d is conv, norm and activation, whatever the mode, layout and dtype."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import lamina
+
+
+@pytest.fixture(params=["reference", "cpp"])
+def backend(request):
+    if lamina.backends.BACKENDS.get(request.param, lamina.backends.BACKENDS["cpp"]).missing:
+        pytest.skip("no C++ module")
+    with lamina.use_backend(request.param):
+        yield request.param
+
+
+def pair(dtype=torch.float64, **kwargs):
+    """A layer with lived-in statistics, and the torch modules that it stands for."""
+    layer = lamina.ConvBatchNormReLU2d(5, 6, 3, padding=1, dtype=dtype, eps=1e-3, **kwargs)
+    plain = nn.ModuleDict(
+        {
+            "conv": nn.Conv2d(5, 6, 3, padding=1, bias="bias" in kwargs, dtype=dtype),
+            "bn": nn.BatchNorm2d(6, eps=1e-3, dtype=dtype),
+        }
+    )
+    for tensor in (layer.bn.weight, layer.bn.bias, layer.bn.running_mean, layer.bn.running_var):
+        nn.init.uniform_(tensor, 0.5, 1.5)
+    plain.load_state_dict(layer.state_dict())
+    return layer, plain
+
+
+def compose(plain, x, residual=None):
+    output = plain["bn"](plain["conv"](x))
+    return F.relu(output if residual is None else output + residual)
+
+
+def image(dtype=torch.float64):
+    return torch.randn(2, 5, 7, 6, dtype=dtype, requires_grad=True)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kwargs", [{}, {"bias": True}], ids=["no bias", "bias"])
+@pytest.mark.parametrize("added", [False, True], ids=["plain", "residual"])
+def test_is_the_composition(training, kwargs, added, backend):
+    layer, plain = pair(**kwargs)
+    layer.train(training), plain.train(training)
+    x = image()
+    inputs = (x, torch.randn(2, 6, 7, 6, dtype=torch.float64, requires_grad=True))[: 1 + added]
+    expected, got = compose(plain, *inputs), layer(*inputs)
+    torch.testing.assert_close(got, expected)
+    grad = torch.randn_like(expected)
+    for a, b in zip(
+        torch.autograd.grad(got, [*inputs, *layer.parameters()], grad),
+        torch.autograd.grad(expected, [*inputs, *plain.parameters()], grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+    for name, buffer in plain.state_dict().items():
+        torch.testing.assert_close(layer.state_dict()[name], buffer)
+
+
+def test_frozen_parameters(backend):
+    """With the parameters frozen, evaluation gives the input's gradient and no other."""
+    layer, plain = pair()
+    layer.eval().requires_grad_(False), plain.eval().requires_grad_(False)
+    x = image()
+    grad = torch.randn(2, 6, 7, 6, dtype=torch.float64)
+    (got,) = torch.autograd.grad(layer(x), x, grad)
+    (expected,) = torch.autograd.grad(compose(plain, x), x, grad)
+    torch.testing.assert_close(got, expected)
+    assert not layer(x.detach()).requires_grad
+
+
+def test_frozen_norm_in_training(backend):
+    """A norm in evaluation inside a layer in training, as fine-tuning has it, stays as it is."""
+    layer, plain = pair()
+    layer.bn.eval(), plain["bn"].eval()
+    before = layer.bn.running_mean.clone()
+    x = image()
+    torch.testing.assert_close(layer(x), compose(plain, x))
+    torch.testing.assert_close(layer.bn.running_mean, before, rtol=0, atol=0)
+
+
+def test_gradgradcheck_in_evaluation(backend):
+    layer = lamina.ConvBatchNorm2d(2, 2, 2, activation="tanh", dtype=torch.float64).eval()
+    x = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    names, parameters = zip(*layer.named_parameters())
+
+    def call(x, *values):
+        return torch.func.functional_call(layer, dict(zip(names, values)), (x,))
+
+    assert torch.autograd.gradcheck(call, (x, *parameters))
+    assert torch.autograd.gradgradcheck(call, (x, *parameters))
+
+
+def test_no_change_is_missed(backend):
+    """Nothing is remembered: also changes through .data, which no version counter sees, count."""
+    layer, plain = pair()
+    layer.eval(), plain.eval()
+    x = image()
+    layer(x)
+    for module in (layer.conv, plain["conv"]):
+        module.weight.data.mul_(1.5)
+    torch.testing.assert_close(layer(x), compose(plain, x))
+    for module in (layer.bn, plain["bn"]):
+        module.running_mean.add_(1)
+    torch.testing.assert_close(layer(x), compose(plain, x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_moves_between_dtypes(dtype, backend):
+    layer, plain = pair(torch.float32)
+    layer.eval()(image(torch.float32))
+    layer.to(dtype), plain.eval().to(dtype)
+    x = image(dtype)
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
+    got = layer(x)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got, compose(plain, x), rtol=tolerance, atol=tolerance)
+
+
+def test_a_norm_in_float32_beside_bfloat16(backend):
+    layer, plain = pair(torch.bfloat16)
+    layer.bn.float(), plain["bn"].float()
+    x = image(torch.bfloat16)
+    got, expected = layer.eval()(x), compose(plain.eval(), x)
+    assert got.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(got, expected, rtol=0.05, atol=0.05)
+
+
+def test_copies_pickles_and_checkpoints(backend):
+    layer, plain = pair()
+    assert list(layer.state_dict()) == list(plain.state_dict())
+    layer.eval()
+    x = image()
+    expected = layer(x)
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    for copied in (copy.deepcopy(layer), torch.load(file, weights_only=False)):
+        torch.testing.assert_close(copied(x), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_compiles_whole(training, backend):
+    layer, _ = pair()
+    layer.train(training)
+    twin = copy.deepcopy(layer)
+    torch._dynamo.reset()
+    compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
+    x = image()
+    got, expected = compiled(x), layer(x)
+    torch.testing.assert_close(got, expected)
+    for a, b in zip(
+        torch.autograd.grad(got.sum(), [x, *twin.parameters()]),
+        torch.autograd.grad(expected.sum(), [x, *layer.parameters()]),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_folded_is_a_plain_convolution(mode, backend):
+    layer, _ = pair(padding_mode=mode)
+    layer.eval()
+    folded = layer.folded()
+    assert type(folded) is lamina.Conv2d
+    x = image()
+    torch.testing.assert_close(folded(x), layer(x))
+    with torch.no_grad():
+        folded.weight.zero_()
+    assert layer.conv.weight.abs().min() > 0
+
+
+def test_without_running_statistics(backend):
+    """Such a norm uses the batch's own also in evaluation, and cannot be folded."""
+    layer, plain = pair()
+    for module in (layer, plain):
+        bn = module.bn if module is layer else plain["bn"]
+        bn.running_mean = bn.running_var = None
+        module.eval()
+    x = image()
+    torch.testing.assert_close(layer(x), compose(plain, x))
+    with pytest.raises(ValueError, match="folded needs a norm with track_running_stats=True"):
+        layer.folded()
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="activation is 'rleu'; the fused ones are"):
+        lamina.ConvBatchNorm2d(1, 1, 1, activation="rleu")
+    with pytest.raises(TypeError, match=r"multiple values for .*'activation'"):
+        lamina.ConvBatchNormReLU2d(1, 1, 1, activation="tanh")
