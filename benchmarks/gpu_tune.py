@@ -26,7 +26,16 @@ import torch
 import triton
 from torch import Tensor
 
-from lamina.triton_kernels import conv2d, linear, threshold
+from lamina.triton_kernels import (
+    conv2d,
+    conv2d_config,
+    conv2d_gather,
+    conv2d_product,
+    conv2d_weight,
+    gemm,
+    gemm_config,
+    threshold,
+)
 from lamina.triton_kernels.launch import target_of
 
 CACHE = 64 << 20  # bytes that the operands of one graph exceed, so that none is found in the L2
@@ -71,18 +80,18 @@ def product(name: str, m: int, n: int, k: int, dtype: torch.dtype, *, fused: boo
 
     def run(i: int, config: Any) -> Tensor:
         a, b, c = operands[i]
-        linear.gemm(a, b, c, split=name == "dW", config=config, **extras)
+        gemm.gemm(a, b, c, split=name == "dW", config=config, **extras)
         return c
 
-    precision = linear.float32_precision() if dtype == torch.float32 else "ieee"
+    precision = gemm_config.precision_of(dtype)
     target = target_of(operands[0][0])
     return Case(
         f"linear {name} {str(dtype).removeprefix('torch.')}",
         f"{m}x{n}x{k}",
         2.0 * m * n * k,
         copies,
-        linear.candidates(target, dtype, precision),
-        linear.choose(target, dtype, precision, m, n, described=True),
+        gemm_config.candidates(target, dtype, precision),
+        gemm_config.choose(target, dtype, precision, m, n, described=True),
         run,
     )
 
@@ -119,10 +128,10 @@ def convolution(
     k, c, r, s = weight.stride()
     target = target_of(x)
     if name == "forward":
-        gather = conv2d.forward_gather(y.size(2), size, taps, stride, padding, 1)
+        gather = conv2d_gather.forward_gather(y.size(2), size, taps, stride, padding, 1)
 
         def run(i: int, config: Any) -> Tensor:
-            conv2d.convolve(
+            conv2d_product.convolve(
                 outputs[i], inputs[i], weight, (0, c, k, r, s), ins, outs, 1, gather, gather,
                 config=config,
             )  # fmt: skip
@@ -132,7 +141,7 @@ def convolution(
     else:
 
         def run(i: int, config: Any) -> Tensor:
-            conv2d.weight_gradient(outputs[i], inputs[i], gradient, *geometry, 1, config)
+            conv2d_weight.weight_gradient(outputs[i], inputs[i], gradient, *geometry, 1, config)
             return gradient
 
         rows, columns = outs, ins * taps * taps
@@ -141,8 +150,8 @@ def convolution(
         f"{images}x{ins}x{size}x{size} {outs}x{taps}x{taps}/{stride}",
         2.0 * y.numel() * ins * taps * taps,
         copies,
-        conv2d.candidates(target, dtype, "ieee"),
-        conv2d.choose(target, dtype, "ieee", rows, columns),
+        conv2d_config.candidates(target, dtype, "ieee"),
+        conv2d_config.choose(target, dtype, "ieee", rows, columns),
         run,
     )
 

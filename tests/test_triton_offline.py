@@ -11,7 +11,7 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
 import triton_compile
-from lamina.triton_kernels import interpreted, launch, linear, threshold
+from lamina.triton_kernels import gemm, gemm_config, interpreted, launch, linear, threshold
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def interpreter():
 @pytest.mark.parametrize("activation", ["none", "relu", "silu"])
 def test_linear_loads(interpreter, monkeypatch, described, weight_order, activation):
     """Descriptors and pointers give the same; rows are whole multiples of 16 bytes."""
-    monkeypatch.setattr(linear, "describable", linear.describable if described else lambda m: False)
+    monkeypatch.setattr(gemm, "describable", gemm.describable if described else lambda m: False)
     x, grad = torch.randn(37, 24), torch.randn(37, 40)
     weight, bias = torch.randn(40, 24), torch.randn(40)
     if weight_order == "in_out":
@@ -59,17 +59,17 @@ def test_linear_loads(interpreter, monkeypatch, described, weight_order, activat
 
 def test_split_sums(interpreter, monkeypatch):
     """A long K is cut into parts, whose sums are added in order."""
-    monkeypatch.setattr(linear, "splits_of", lambda *_: 3)
+    monkeypatch.setattr(gemm, "splits_of", lambda *_: 3)
     a, b = torch.randn(20, 150), torch.randn(150, 33)
     c = torch.full((20, 33), float("nan"))
-    linear.gemm(a, b, c, split=True)
+    gemm.gemm(a, b, c, split=True)
     torch.testing.assert_close(c, a @ b, rtol=1e-5, atol=1e-5)
 
 
 def test_long_strides(interpreter):
     """Offsets are 64 bits wide: a column whose elements lie 2^33 bytes apart."""
     storage = torch.empty(3 << 31, dtype=torch.bfloat16, device="meta")
-    assert linear.describable(storage.as_strided((3, 8), (1 << 31, 1)))
+    assert gemm.describable(storage.as_strided((3, 8), (1 << 31, 1)))
     sizes, strides = threshold.collapsed(
         storage.as_strided((3, 5), (1 << 31, 2)), torch.empty(3, 5, device="meta")
     )
@@ -102,6 +102,6 @@ def test_every_shape_has_a_configuration(processors):
         for dtype in linear.DTYPES:
             for m, n in ((1, 1), (16, 5000), (100_000, 3), (8192, 8192)):
                 for described in (True, False):
-                    config = linear.choose(target, dtype, "ieee", m, n, described=described)
-                    assert config in linear.candidates(target, dtype, "ieee")
-                    assert linear.splits_of(target, config, m, n, 1 << 20) >= 1
+                    config = gemm_config.choose(target, dtype, "ieee", m, n, described=described)
+                    assert config in gemm_config.candidates(target, dtype, "ieee")
+                    assert gemm_config.splits_of(target, config, m, n, 1 << 20) >= 1

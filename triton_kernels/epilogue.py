@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 # Their derivative is read from one bit an element, from the pre-activation, or from the output.
 MASKED = ("relu", "threshold", "leaky_relu")
@@ -16,6 +17,15 @@ ACTIVATIONS = ("none", *MASKED, *FROM_INPUT, *FROM_OUTPUT)
 def compute_type(dtype: torch.dtype) -> tl.dtype:
     """The type that sums are kept in."""
     return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def new_saved(output: Tensor, bits: tuple[int, int], activation: str, save: bool) -> Tensor:
+    """Room for what the backward needs: a mask of rows of bits, the pre-activation, or nothing."""
+    if save and activation in MASKED:
+        return output.new_empty((bits[0], (bits[1] + 7) // 8), dtype=torch.uint8)
+    if save and activation in FROM_INPUT:
+        return torch.empty_like(output)
+    return output.new_empty(0, dtype=torch.uint8)
 
 
 @triton.jit

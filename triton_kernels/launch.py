@@ -137,6 +137,14 @@ def cannot_run_on(tensor: Tensor) -> list[str]:
     return [f"Triton kernels run on CUDA and ROCm devices, not on {tensor.device.type}"]
 
 
+def refusals(tensor: Tensor, dtypes: tuple[torch.dtype, ...]) -> list[str]:
+    """Reasons why kernels of these dtypes cannot take `tensor`; empty where they can."""
+    reasons = cannot_run_on(tensor)
+    if tensor.dtype not in dtypes:
+        reasons.append(f"dtype {tensor.dtype} is not one of {', '.join(map(str, dtypes))}")
+    return reasons
+
+
 def launch(kernel: Any, grid: int, *arguments: Any, **options: Any) -> None:
     """Runs `kernel` on `grid` programs, on the device of its first argument."""
     if grid == 0:
@@ -169,10 +177,9 @@ def launch(kernel: Any, grid: int, *arguments: Any, **options: Any) -> None:
 _library = torch.library.Library("lamina_triton", "FRAGMENT")
 
 
-def register(schema: str, launcher: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Registers `lamina_triton::<schema>`; `fake` gives the outputs' metadata."""
+def register(schema: str, launcher: Callable[..., Any]) -> None:
+    """Registers `lamina_triton::<schema>`; its fake is that of the C++ op (lamina.fakes)."""
     _library.define(schema)
     name = schema[: schema.index("(")]
     for key in ("CPU", "CUDA"):
         _library.impl(name, launcher, key)
-    torch.library.register_fake(f"lamina_triton::{name}", fake, lib=_library)

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .epilogue import compute_type, tanh
-from .launch import Target, cannot_run_on, launch, register
+from .launch import Target, launch, refusals, register
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LONGEST = 8192
@@ -86,9 +86,7 @@ def rows_of(tensor: Tensor) -> dict[str, int]:
 
 def unsupported(input: Tensor, *_: object) -> list[str]:
     """Reasons why these kernels cannot take `input`; empty where they can."""
-    reasons = cannot_run_on(input)
-    if input.dtype not in DTYPES:
-        reasons.append(f"dtype {input.dtype} is not one of {', '.join(map(str, DTYPES))}")
+    reasons = refusals(input, DTYPES)
     if input.size(-1) > LONGEST:
         reasons.append(f"a vector of {input.size(-1)} is longer than {LONGEST}")
     return reasons
@@ -111,10 +109,6 @@ def squash_forward(input: Tensor, kind: str, eps: float) -> Tensor:
     return output
 
 
-def squash_forward_fake(input: Tensor, kind: str, eps: float) -> Tensor:
-    return input.new_empty(input.shape)
-
-
 def squash_backward(grad: Tensor, input: Tensor, kind: str, eps: float) -> Tensor:
     grad, input = grad.contiguous(), input.contiguous()
     output = torch.empty_like(input)
@@ -131,19 +125,13 @@ def squash_backward(grad: Tensor, input: Tensor, kind: str, eps: float) -> Tenso
     return output
 
 
-def squash_backward_fake(grad: Tensor, input: Tensor, kind: str, eps: float) -> Tensor:
-    return input.new_empty(input.shape)
-
-
 register(
     "squash_forward(Tensor input, str kind, float eps) -> Tensor",
     squash_forward,
-    squash_forward_fake,
 )
 register(
     "squash_backward(Tensor grad, Tensor input, str kind, float eps) -> Tensor",
     squash_backward,
-    squash_backward_fake,
 )
 
 

@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Target, cannot_run_on, launch, register
+from .epilogue import compute_type
+from .launch import Target, launch, refusals, register
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 BLOCK = 4096
@@ -81,9 +82,7 @@ def collapsed(input: Tensor, output: Tensor) -> tuple[tuple[int, ...], tuple[int
 
 def unsupported(input: Tensor, *_: object) -> list[str]:
     """Reasons why these kernels cannot take `input`; empty where they can."""
-    reasons = cannot_run_on(input)
-    if input.dtype not in DTYPES:
-        reasons.append(f"dtype {input.dtype} is not one of {', '.join(map(str, DTYPES))}")
+    reasons = refusals(input, DTYPES)
     sizes, _ = collapsed(input, torch.empty_like(input, device="meta"))
     if len(sizes) > MAX_DIMENSIONS:
         reasons.append(f"{len(sizes)} dimensions of input cannot be joined to {MAX_DIMENSIONS}")
@@ -92,8 +91,9 @@ def unsupported(input: Tensor, *_: object) -> list[str]:
 
 def threshold_forward(input: Tensor, threshold: float, save_mask: bool) -> tuple[Tensor, Tensor]:
     """Returns y and, if asked for, its mask: bit i % 8 of byte i // 8 is element i in memory."""
-    output, mask = threshold_forward_fake(input, threshold, save_mask)
     size = input.numel()
+    output = torch.empty_like(input)
+    mask = input.new_empty((size + 7) // 8 if save_mask else 0, dtype=torch.uint8)
     launch(
         threshold_kernel,
         triton.cdiv(size, BLOCK),
@@ -104,18 +104,11 @@ def threshold_forward(input: Tensor, threshold: float, save_mask: bool) -> tuple
         *collapsed(input, output),
         threshold,
         SAVE_MASK=save_mask,
-        COMPUTE=tl.float64 if input.dtype == torch.float64 else tl.float32,
+        COMPUTE=compute_type(input.dtype),
         BLOCK=BLOCK,
         num_warps=8,
     )
     return output, mask
-
-
-def threshold_forward_fake(
-    input: Tensor, threshold: float, save_mask: bool
-) -> tuple[Tensor, Tensor]:
-    size = (input.numel() + 7) // 8 if save_mask else 0
-    return torch.empty_like(input), input.new_empty(size, dtype=torch.uint8)
 
 
 def threshold_backward(grad: Tensor, mask: Tensor) -> Tensor:
@@ -135,20 +128,14 @@ def threshold_backward(grad: Tensor, mask: Tensor) -> Tensor:
     return output
 
 
-def threshold_backward_fake(grad: Tensor, mask: Tensor) -> Tensor:
-    return torch.empty_like(grad)
-
-
 register(
     "threshold_forward(Tensor input, float threshold, bool save_mask)"
     " -> (Tensor output, Tensor mask)",
     threshold_forward,
-    threshold_forward_fake,
 )
 register(
     "threshold_backward(Tensor grad, Tensor mask) -> Tensor",
     threshold_backward,
-    threshold_backward_fake,
 )
 
 

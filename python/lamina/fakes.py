@@ -10,11 +10,12 @@ from lamina.modules import missing
 
 
 def fake(op: str) -> Callable[[Callable], Callable]:
-    """Register the decorated function as the fake of lamina::<op>, where the op is compiled in."""
+    """Register the decorated function as the fake of an op, compiled or Triton's, where it is."""
 
     def register(function: Callable) -> Callable:
-        if missing["cpp"] is None and hasattr(torch.ops.lamina, op):
-            torch.library.register_fake(f"lamina::{op}", function)
+        for backend, namespace in (("cpp", "lamina"), ("triton", "lamina_triton")):
+            if missing[backend] is None and hasattr(getattr(torch.ops, namespace), op):
+                torch.library.register_fake(f"{namespace}::{op}", function)
         return function
 
     return register
