@@ -23,7 +23,7 @@ from .sums import ordered_sum
 
 DTYPES = (torch.float64, torch.float32)
 # A tile [samples, out-capsules, out-dimension] lies in registers, a few times over.
-TILE_BYTES = 64 << 10
+TILE_BYTES = 32 << 10
 # The weights of a tile pass through shared memory.
 WEIGHT_BYTES = 32 << 10
 SAMPLES, MOST_SAMPLES = 16, 64
@@ -108,8 +108,8 @@ class Routing:
             "BLOCK_O": capsules,
             "BLOCK_E": block_e,
             "BLOCK_D": block_d,
-            # About 32 numbers of a tile a thread: float32 then stays in registers.
-            "num_warps": min(16, max(4, samples * capsules * block_e * u.itemsize // 4096)),
+            # About 16 numbers of a tile a thread: with 32, what is made of votes spills.
+            "num_warps": min(16, max(4, samples * capsules * block_e * u.itemsize // 2048)),
             "num_stages": 2,
         }
         self.rows = {
@@ -282,7 +282,7 @@ def unsupported(u: Tensor, weight: Tensor, *_: object) -> list[str]:
     """Reasons why these kernels cannot take the call; empty where they can."""
     reasons = refusals(u, DTYPES)
     e, d = (max(16, triton.next_power_of_2(size)) for size in weight.shape[-2:])
-    if e * d * u.itemsize > 2 * WEIGHT_BYTES or SAMPLES * e * u.itemsize > TILE_BYTES:
+    if e * d * u.itemsize > 2 * WEIGHT_BYTES or SAMPLES * e * u.itemsize > 2 * TILE_BYTES:
         reasons.append(
             f"dimensions {weight.size(-2)} and {weight.size(-1)} of an out- and an in-capsule are "
             "more than a tile holds"
