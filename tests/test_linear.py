@@ -170,3 +170,31 @@ def test_any_size_and_stride(m, n, k, bias, activation, dtype, transposed, step,
         off = (a.double() - e).abs() > tolerance * size * 4 + tolerance * e.abs() * 4
         smooth = activation not in ("relu", "threshold", "leaky_relu")
         assert off.sum() <= off.numel() * (0 if smooth or dtype == torch.float64 else 0.2)
+
+
+@cpp
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 131, 4103), (9, 70, 1030), (32, 150, 1301)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_gradients_of_few_rows_over_several_strips(m, n, k, dtype):
+    """Against float64, and the same bits for every number of threads."""
+    torch.manual_seed(0)
+    tensors = [torch.randn(shape, dtype=dtype) for shape in ((m, k), (n, k), (n,))]
+    grad = torch.randn(m, n, dtype=dtype)
+
+    def gradients(backend, dtype):
+        given = [t.to(dtype).requires_grad_() for t in tensors]
+        output = linear(*given, "leaky_relu", backend=backend)
+        return torch.autograd.grad(output, given, grad.to(dtype))
+
+    threads = torch.get_num_threads()
+    found = []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        found.append(gradients("cpp", dtype))
+    torch.set_num_threads(threads)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 2e-2)
+    for ours, two, five, exact in zip(*found, gradients("reference", torch.float64)):
+        assert torch.equal(ours, two)
+        assert torch.equal(ours, five)
+        error = (ours.double() - exact).norm() / exact.norm()
+        assert error <= tolerance

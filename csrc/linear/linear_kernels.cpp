@@ -3,6 +3,7 @@
 #include "gemm/derivative.h"
 #include "gemm/dot.h"
 #include "gemm/epilogue.h"
+#include "gemm/few_rows.h"
 #include "gemm/gemm.h"
 
 namespace lamina {
@@ -30,6 +31,37 @@ void forward(const LinearForward& args, const Parallel& parallel) {
     gemm<T>(args.m, args.n, args.k, input, weight, epilogue, parallel);
 }
 
+// dZ itself, [m, n] dense, and its sum over the rows.
+template <class T, class S>
+void derivative_of_few_rows(const SavedGradient<S>& gradient, int64_t m, int64_t n, T* dz,
+                            S* grad_bias) {
+  with_derivative_loader<T>(gradient, 0, [&](const auto& loader) {
+    for (int64_t column = 0; column < n; column += lanes<T>) {
+      const int count = static_cast<int>(min64(lanes<T>, n - column));
+      Vector<T> sum{};
+      for (int64_t row = 0; row < m; ++row) {
+        const Vector<T> value = loader(row, column, count);
+        store_lanes<T>(dz + row * n + column, value, count);
+        sum += value;
+      }
+      if (grad_bias != nullptr) store_lanes<T>(grad_bias + column, sum, count);
+    }
+  });
+}
+
+template <class S>
+void backward_of_few_rows(const LinearBackward& args, const SavedGradient<S>& gradient,
+                          const Parallel& parallel) {
+  using T = Accumulator<S>;
+  T* const dz = static_cast<T*>(workspace(args.m * args.n * static_cast<int64_t>(sizeof(T))));
+  derivative_of_few_rows(gradient, args.m, args.n, dz, static_cast<S*>(args.grad_bias));
+  few_rows_backward(FewRows<T, S>{args.m, args.n, args.k, dz, static_cast<const S*>(args.input),
+                                  args.input_row_stride, static_cast<const S*>(args.weight),
+                                  args.weight_row_stride, static_cast<S*>(args.grad_input),
+                                  static_cast<S*>(args.grad_weight)},
+                    parallel);
+}
+
 template <class S>
 void backward(const LinearBackward& args, const Parallel& parallel) {
   using T = Accumulator<S>;
@@ -41,6 +73,11 @@ void backward(const LinearBackward& args, const Parallel& parallel) {
                                   is_mask ? ceil_div(args.n, 8) : args.n,
                                   args.activation,
                                   static_cast<T>(args.parameter)};
+  if (args.m > 0 && args.m <= few_rows && args.n > 0 && args.k > 0 &&
+      args.input_column_stride == 1 && args.weight_column_stride == 1 &&
+      !args.grad_weight_transposed)
+    return backward_of_few_rows(args, gradient, parallel);
+
   if (args.grad_input != nullptr) {
     const DerivativeByRow<T, S> dz{gradient};
     const Matrix<T, S> weight{static_cast<const S*>(args.weight), args.weight_column_stride,

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lamina.backends import choose, kernels
+from lamina.backends import choice, choose, kernels
 from lamina.checks import check_floating
 from lamina.fakes import fake
-from lamina.spec import Spec
+from lamina.spec import FLOATS, Spec
 
 
 def reference(input: Tensor, threshold: float = 0.0) -> Tensor:
@@ -62,6 +62,10 @@ class _ThresholdReLU(torch.autograd.Function):
         return kernels("threshold", ctx.backend).backward(grad, mask), None, None
 
 
+_FLOATS = frozenset(FLOATS)
+_SMALL = 1 << 21  # elements; with fewer, forward and backward of ATen work in the caches
+
+
 def threshold_relu(input: Tensor, threshold: float = 0.0, *, backend: str | None = None) -> Tensor:
     """Keep what is above `threshold`, replace the rest by zero.
 
@@ -73,6 +77,13 @@ def threshold_relu(input: Tensor, threshold: float = 0.0, *, backend: str | None
     Returns a tensor with the shape and dtype of `input`. Raises TypeError if `input` is not a
     floating-point tensor or `threshold` is not a number.
     """
+    if choice.free and backend is None and isinstance(threshold, (int, float)):
+        # A small call would notice the checks; what they would refuse goes on to them.
+        try:
+            if input.numel() < _SMALL and input.dtype in _FLOATS:
+                return torch.threshold(input, threshold, 0.0)
+        except (AttributeError, RuntimeError, TypeError):
+            pass
     check_floating("threshold_relu", "input", input)
     if not isinstance(threshold, (int, float)):
         raise TypeError(
@@ -110,7 +121,7 @@ class ThresholdReLU(nn.Module):
 
 def _slower(backend: str, input: Tensor, *options: object) -> str | None:
     training = torch.is_grad_enabled() and input.requires_grad
-    if input.numel() < (1 << 21 if training else 1 << 23):
+    if input.numel() < (_SMALL if training else 1 << 23):
         return "while the tensors lie in the caches ATen is as fast or faster"
     return None
 
