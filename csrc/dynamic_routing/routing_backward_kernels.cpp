@@ -5,8 +5,6 @@ namespace lamina {
 namespace LAMINA_ISA {
 namespace {
 
-// The gradients of the votes of a few in-capsules, for all tiles of a group: in the L2.
-constexpr int64_t block_bytes = 320 << 10;
 // Couplings kept between the passes; more where the weight itself is larger.
 constexpr int64_t kept_bytes = 24 << 20;
 
@@ -44,18 +42,20 @@ class Backward : RoutingStep<T, P> {
     arena.take(step_, tiles * E * S);
     arena.take(base_, tiles * sums);
     arena.take(delta_, tiles * O * S);
-    arena.take(kept_, tiles * I * slots_ * O * S);
+    keep(arena);
     arena.take(terms_, 2 * steps_ + 1);
+    arena.take(grad_u_, Step::tasks_ * Step::block_ * D * S);
     if (in_.shared) {
       arena.take(v_, steps_ * tiles * sums);
       arena.take(sbar_, steps_ * tiles * sums);
       arena.take(coupled_, Step::chunks_ * tiles * sums);
       arena.take(weighted_u_, (2 * steps_ + 1) * tiles * sums);
+      arena.take(products_, O * products(E));
     } else {
       v_ = own_v_;
       sbar_ = own_sbar_;
-      arena.take(x_, Step::tasks_ * block() * tiles * own_);
-      arena.take(w_, Step::tasks_ * block() * O * E * D);
+      arena.take(x_, Step::tasks_ * Step::block_ * own_);
+      arena.take(products_, Step::tasks_ * Step::block_ * products(O * E));
     }
     used = arena.used;
   }
@@ -80,10 +80,10 @@ class Backward : RoutingStep<T, P> {
         if (args_.grad_prior != nullptr)
           for (int64_t i = begin; i < end; ++i) sum_grad_prior(i);
         if (in_.shared)
-          shared_grad_u(begin, end);
+          shared_grad_u(task, begin, end);
         else
-          for (int64_t i = begin; i < end; i += block())
-            differentiate(task, i, min(i + block(), end));
+          for (int64_t i = begin; i < end; i += Step::block_)
+            differentiate(task, i, min(i + Step::block_, end));
       });
       if (in_.shared && args_.grad_weight != nullptr)
         parallel_for(parallel, int(O), [&](int j) { shared_grad_weight(j); });
@@ -114,14 +114,36 @@ class Backward : RoutingStep<T, P> {
     return max(kept_bytes,
                (in.shared ? 1 : in.in_capsules) * in.out_capsules * in.out_dim * in.in_dim * size);
   }
-  int64_t block() const {
-    return max(min(block_bytes / max(Step::group_tiles_ * own_ * int64_t(sizeof(T)), 1), I), 1);
-  }
+  // Numbers of a grad_weight [rows, D], as add_products leaves it.
+  int64_t products(int64_t rows) const { return ceil_div(rows, P::width) * P::width * D; }
   int64_t at(int64_t t, int64_t tile_numbers) const {
     return t * Step::group_tiles_ * tile_numbers;
   }
+  // Where c and beta are kept: in the scratch, or, if they fit, in the gradient of the same
+  // weights, which is written when they have been read.
+  void keep(Arena& arena) {
+    const int64_t numbers = slots_ * S, weights = E * D, line = 64 / int(sizeof(T));
+    const int64_t* stride = args_.grad_weight_stride;
+    const bool lent = args_.grad_weight != nullptr && !in_.shared && Step::groups_ == 1 &&
+                      numbers * Step::group_tiles_ <= weights &&
+                      (E - 1) * stride[2] + (D - 1) * stride[3] + 1 == weights &&
+                      stride[0] % line == 0 && stride[1] % line == 0 &&
+                      reinterpret_cast<uintptr_t>(args_.grad_weight) % 64 == 0;
+    if (lent) {
+      kept_ = static_cast<T*>(args_.grad_weight);
+      kept_tile_ = numbers;
+      kept_in_ = stride[1];
+      kept_out_ = stride[0];
+    } else {
+      kept_out_ = numbers;
+      kept_in_ = O * kept_out_;
+      kept_tile_ = I * kept_in_;
+      arena.take(kept_, Step::group_tiles_ * kept_tile_);
+    }
+  }
+  // Of out-capsule 0; the others' lie kept_out_ apart.
   T* kept(int64_t tile, int64_t i, int slot) const {
-    return kept_ + ((tile * I + i) * slots_ + slot) * O * S;
+    return kept_ + tile * kept_tile_ + i * kept_in_ + slot * S;
   }
   int slot(int t) const { return 2 * (t - stop_); }
   bool votes_vary(int t) const { return !args_.detach_votes || t + 1 == steps_; }
@@ -218,35 +240,33 @@ class Backward : RoutingStep<T, P> {
     const T* sbar = sbar_ + at(t, Step::sums());
     Step::sweep(task, chunk, [&](int64_t tile, int64_t begin, int64_t end, const auto& w) {
       const int64_t sums = tile * Step::sums();
-      Step::in_pairs(begin, end, [&](auto size, int64_t i) {
-        constexpr int N = decltype(size)::value;
-        Step::template vote<N, 2>(task, tile, i, w, v + sums, sbar + sums);
-        for (int n = 0; n < N; ++n) couple(task, tile, i + n, 2 * n, t);
-        const T* c = kept(tile, i, slot(t));
-        const int64_t step = slots_ * O * S;
-        Step::template add_votes<N>(task, tile, i, c + O * S, step, Step::partial(chunk, tile));
-        if (in_.shared) Step::template add_votes<N>(task, tile, i, c, step, coupled + sums);
-      });
+      for (int64_t i = begin; i < end; ++i)
+        for (int64_t j = 0; j < O; ++j)
+          prefetch<true>(kept(tile, i, slot(t)) + j * kept_out_, 2 * S);
+      Step::template vote<2>(task, tile, begin, end, w, v + sums, sbar + sums);
+      for (int64_t i = begin; i < end; ++i)
+        couple(tile, i, Step::dots(task, i - begin, 0), Step::dots(task, i - begin, 1), t);
+      const typename Step::Factors c{kept(tile, begin, slot(t)), kept_in_, kept_out_};
+      const typename Step::Factors beta{c.data + S, kept_in_, kept_out_};
+      Step::add_votes(task, tile, begin, end, beta, Step::partial(chunk, tile));
+      if (in_.shared) Step::add_votes(task, tile, begin, end, c, coupled + sums);
     });
   }
 
-  // From the dot products with v and sbar to c and beta, into kept_.
-  void couple(int task, int64_t tile, int64_t i, int row, int t) {
-    T* sm = Step::dots(task, row);
-    const T* cbar = Step::dots(task, row + 1);
+  // From the dot products with v and sbar to c and beta, to be kept.
+  void couple(int64_t tile, int64_t i, T* sm, const T* cbar, int t) {
     Step::softmax(tile, i, sm);
     const P mask = Step::mask(tile, i);
     P mean = P::fill(T(0));
     for (int64_t j = 0; j < O; ++j) mean += P::load(sm + j * S) * P::load(cbar + j * S);
     T* c = kept(tile, i, slot(t));
-    T* beta = c + O * S;
-    for (int64_t j = 0; j < O; ++j) {
+    for (int64_t j = 0; j < O; ++j, c += kept_out_) {
       const P before = P::load(sm + j * S), after = before * mask, x = P::load(cbar + j * S);
-      after.store(c + j * S);
+      after.store(c);
       if (in_.over_in)
-        (before * (mask * x - P::load(delta_ + (tile * O + j) * S))).store(beta + j * S);
+        (before * (mask * x - P::load(delta_ + (tile * O + j) * S))).store(c + S);
       else
-        (after * (x - mean)).store(beta + j * S);
+        (after * (x - mean)).store(c + S);
     }
   }
 
@@ -290,122 +310,174 @@ class Backward : RoutingStep<T, P> {
   }
 
   // sum += sum over the terms of coefficient_ij vector_j, for N dimensions from e on and M
-  // in-capsules, whose coefficients lie `kept_step` apart.
-  template <int N, int M>
-  LAMINA_INLINE void add_terms(int64_t tile, const T* kept, int64_t kept_step, int64_t j, int64_t e,
-                               P (&sum)[M][N]) const {
-    const int64_t from = tile * Step::sums() + (j * votes_dim_ + e) * S;
+  // in-capsules from `kept` on; packs Q from lane `lane` on.
+  template <class Q, int N, int M>
+  LAMINA_INLINE void add_terms(int64_t tile, const T* kept, int64_t j, int64_t e, int lane,
+                               Q (&sum)[M][N]) const {
+    const int64_t from = tile * Step::sums() + (j * votes_dim_ + e) * S + lane;
     for (int k = 0; k < term_count_; ++k) {
-      const T* factors = kept + (terms_[k].slot * O + j) * S;
+      const T* factors = kept + terms_[k].slot * S + j * kept_out_ + lane;
       const T* vectors = terms_[k].vectors + from;
-      P factor[M];
+      Q factor[M];
 #pragma GCC unroll 4
-      for (int m = 0; m < M; ++m) factor[m] = P::load(factors + m * kept_step);
+      for (int m = 0; m < M; ++m) factor[m] = Q::load(factors + m * kept_in_);
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) {
-        const P vector = P::load(vectors + n * S);
+        const Q vector = Q::load(vectors + n * S);
 #pragma GCC unroll 4
         for (int m = 0; m < M; ++m) sum[m][n] += factor[m] * vector;
       }
     }
   }
 
-  // X of M in-capsules, `step` apart.
+  // X of M in-capsules; `next` are the coefficients that will be read next.
   template <int M>
-  void form_x(int64_t tile, int64_t i, T* x, int64_t step) const {
+  void form_x(int64_t tile, int64_t i, T* x, const T* next) const {
+    using Q = Pack<T, P::width, 1>;
     const T* base = base_ + tile * own_;
-    for (int64_t j = 0; j < O; ++j)
-      in_blocks<P, M>(E, [&](auto size, int64_t e) {
-        constexpr int N = decltype(size)::value;
-        const int64_t at = (j * E + e) * S;
-        P sum[M][N];
+    for (int64_t j = 0; j < O; ++j) {
+      for (int m = 0; m < M; ++m) prefetch<false>(next + m * kept_in_ + j * kept_out_, slots_ * S);
+      for (int lane = 0; lane < S; lane += P::width)
+        in_blocks<accumulators / 4>(E, [&](auto size, int64_t e) {
+          constexpr int N = decltype(size)::value;
+          const int64_t at = (j * E + e) * S + lane;
+          Q sum[M][N];
 #pragma GCC unroll 4
-        for (int m = 0; m < M; ++m)
+          for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
-          for (int n = 0; n < N; ++n) sum[m][n] = P::load(base + at + n * S);
-        add_terms<N, M>(tile, kept(tile, i, 0), slots_ * O * S, j, e, sum);
+            for (int n = 0; n < N; ++n) sum[m][n] = Q::load(base + at + n * S);
+          add_terms<Q, N, M>(tile, kept(tile, i, 0), j, e, lane, sum);
 #pragma GCC unroll 4
-        for (int m = 0; m < M; ++m)
+          for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
-          for (int n = 0; n < N; ++n) sum[m][n].store(x + m * step + at + n * S);
-      });
+            for (int n = 0; n < N; ++n) sum[m][n].store(x + m * own_ + at + n * S);
+        });
+    }
   }
 
-  // X of a few in-capsules, and with it their grad_u and grad_weight.
+  // X of a block of in-capsules, and with it their grad_u and grad_weight.
   void differentiate(int task, int64_t begin, int64_t end) {
-    const int64_t capsule = Step::group_tiles_ * own_;
-    T* block = x_ + task * this->block() * capsule;
-    const auto w = Step::gather_weights(begin, end, w_ + task * this->block() * O * E * D);
+    T* block = x_ + task * Step::block_ * own_;
+    T* grad_u = grad_u_ + task * Step::block_ * D * S;
+    T* outer = products_ + task * Step::block_ * products(O * E);
+    const auto w = Step::gather_weights(begin, end,
+                                        Step::weights_ + task * Step::weight_capsules_ * O * E * D);
+    if (args_.grad_weight != nullptr)
+      __builtin_memset(outer, 0, (end - begin) * products(O * E) * sizeof(T));
     for (int64_t tile = 0; tile < Step::tiles_; ++tile) {
-      T* x = block + tile * own_;
-      int64_t i = begin;
-      for (; i + 4 <= end; i += 4) form_x<4>(tile, i, x + (i - begin) * capsule, capsule);
-      for (; i < end; ++i) form_x<1>(tile, i, x + (i - begin) * capsule, capsule);
-      if (args_.grad_u == nullptr) continue;
-      for (i = begin; i < end; ++i, x += capsule)
-        product<P>({D, Step::sd_, O, w.out_stride, E, Step::se_}, w.at(i, 0), x,
-                   [&](int64_t d, const P& y) { store_grad_u(tile, i, d, y); });
+      const bool last = tile + 1 == Step::tiles_;
+      const T* next = kept(last ? 0 : tile + 1, last ? end : begin, 0);
+      in_blocks<block_capsules>(end - begin, [&](auto size, int64_t n) {
+        form_x<decltype(size)::value>(tile, begin + n, block + n * own_, next + n * kept_in_);
+      });
+      for (int64_t i = begin; i < end; ++i) {
+        const T* x = block + (i - begin) * own_;
+        if (args_.grad_u != nullptr)
+          product<P>({D, Step::sd_, O, w.out_stride, E, Step::se_, w.out_stride}, w.at(i, 0), x,
+                     [&](int64_t d, const P& y) { y.store(grad_u + ((i - begin) * D + d) * S); });
+        if (args_.grad_weight != nullptr)
+          add_products(O * E, x, Step::u(tile, i), tile, outer + (i - begin) * products(O * E));
+      }
+      if (args_.grad_u != nullptr) store_grad_u(tile, begin, end, grad_u);
     }
     if (args_.grad_weight == nullptr) return;
     for (int64_t i = begin; i < end; ++i)
-      for (int64_t j = 0; j < O; ++j)
-        outer_products(block + (i - begin) * capsule + j * E * S, own_, Step::u(0, i), I * D * S,
-                       grad_weight(i, j), add_);
+      store_products(O * E, outer + (i - begin) * products(O * E), grad_weight(0, i));
   }
-  void store_grad_u(int64_t tile, int64_t i, int64_t d, const P& y) const {
-    T* to = static_cast<T*>(args_.grad_u) + (Step::sample(tile) * I + i) * D + d;
-    y.scatter(to, I * D, Step::count(tile));
+
+  // sums += sum over the tile's samples of x [rows] y [D], a vector of rows of x after the other: x
+  // is transposed, so that no sum over lanes remains.
+  void add_products(int64_t rows, const T* x, const T* y, int64_t tile, T* sums) const {
+    using Vec = typename P::Vec;
+    constexpr int width = P::width;
+    const int count = Step::count(tile);
+    for (int64_t row = 0; row < rows; row += 2 * width, sums += 2 * width * D) {
+      alignas(64) T turned[S][2][width];
+      for (int half = 0; half < 2; ++half)
+        for (int lane = 0; lane < S; lane += width) {
+          Vec a[width];
+#pragma GCC unroll 16
+          for (int r = 0; r < width; ++r)
+            a[r] =
+                *reinterpret_cast<const Vec*>(x + min(row + half * width + r, rows - 1) * S + lane);
+          transpose<P>(a);
+#pragma GCC unroll 16
+          for (int l = 0; l < width; ++l) *reinterpret_cast<Vec*>(turned[lane + l][half]) = a[l];
+        }
+      const bool both = row + width < rows;
+      in_blocks<accumulators / 2>(D, [&](auto size, int64_t d) {
+        constexpr int N = decltype(size)::value;
+        Vec sum[2][N];
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) sum[0][n] = sum[1][n] = Vec{};
+        for (int sample = 0; sample < count; ++sample) {
+          const Vec first = *reinterpret_cast<const Vec*>(turned[sample][0]);
+          const Vec second = *reinterpret_cast<const Vec*>(turned[sample][1]);
+#pragma GCC unroll 8
+          for (int n = 0; n < N; ++n) {
+            const Vec right = y[(d + n) * S + sample] - Vec{};
+            sum[0][n] += first * right;
+            sum[1][n] += second * right;
+          }
+        }
+        Vec* to = reinterpret_cast<Vec*>(sums) + d;
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) {
+          to[n] += sum[0][n];
+          if (both) to[D + n] += sum[1][n];
+        }
+      });
+    }
   }
-  T* grad_weight(int64_t i, int64_t j) const {
+
+  // The rows are numbered by (out-capsule, its dimension).
+  void store_products(int64_t rows, const T* sums, T* grad) const {
+    using Vec = typename P::Vec;
+    constexpr int width = P::width;
+    const int64_t* stride = args_.grad_weight_stride;
+    int64_t j = 0, e = 0;
+    for (int64_t row = 0; row < rows; row += width, sums += width * D) {
+      const int count = int(min(width, rows - row));
+      T* to[width];
+      for (int r = 0; r < count; ++r) {
+        to[r] = grad + j * stride[0] + e * stride[2];
+        __builtin_prefetch(to[r] + 4 * stride[0], 1);
+        if (++e == E) e = 0, ++j;
+      }
+      for (int64_t d = 0; d < D; d += width) {
+        const int columns = int(min(width, D - d));
+        Vec a[width];
+#pragma GCC unroll 16
+        for (int c = 0; c < width; ++c)
+          a[c] = c < columns ? reinterpret_cast<const Vec*>(sums)[d + c] : Vec{};
+        transpose<P>(a);
+        for (int r = 0; r < count; ++r) {
+          T* out = to[r] + d * stride[3];
+          if (stride[3] == 1 && !add_)
+            store_some<P>(out, a[r], columns);
+          else
+            for (int c = 0; c < columns; ++c, out += stride[3])
+              *out = (add_ ? *out : T(0)) + a[r][c];
+        }
+      }
+    }
+  }
+  void store_grad_u(int64_t tile, int64_t begin, int64_t end, const T* packs) const {
+    from_packs<P>(packs, (end - begin) * D,
+                  static_cast<T*>(args_.grad_u) + (Step::sample(tile) * I + begin) * D, I * D,
+                  Step::count(tile));
+  }
+  T* grad_weight(int64_t j, int64_t i) const {
     return static_cast<T*>(args_.grad_weight) + j * args_.grad_weight_stride[0] +
            i * args_.grad_weight_stride[1];
   }
 
-  // w[e, d] (+)= sum over tiles and lanes of x[e] y[d]: as many sums as a vector has lanes at once,
-  // so that one tree of additions ends them all.
-  void outer_products(const T* x, int64_t x_tile, const T* y, int64_t y_tile, T* w,
-                      bool add) const {
-    constexpr int rows = P::width >= 16 ? 4 : P::width >= 4 ? 2 : 1, columns = P::width / rows;
-    using Vec = typename P::Vec;
-    for (int64_t e = 0; e < E; e += rows)
-      for (int64_t d = 0; d < D; d += columns) {
-        Vec sum[P::width];
-        int64_t left[rows], right[columns];
-#pragma GCC unroll 16
-        for (int l = 0; l < P::width; ++l) sum[l] = Vec{};
-#pragma GCC unroll 4
-        for (int r = 0; r < rows; ++r) left[r] = min(e + r, E - 1) * S;
-#pragma GCC unroll 4
-        for (int c = 0; c < columns; ++c) right[c] = min(d + c, D - 1) * S;
-        for (int64_t tile = 0; tile < Step::tiles_; ++tile)
-#pragma GCC unroll 2
-          for (int part = 0; part < P::vectors; ++part) {
-            const T* a = x + tile * x_tile + part * P::width;
-            const T* b = y + tile * y_tile + part * P::width;
-            Vec lane[columns];
-#pragma GCC unroll 4
-            for (int c = 0; c < columns; ++c) lane[c] = *reinterpret_cast<const Vec*>(b + right[c]);
-#pragma GCC unroll 4
-            for (int r = 0; r < rows; ++r)
-#pragma GCC unroll 4
-              for (int c = 0; c < columns; ++c)
-                sum[r * columns + c] += *reinterpret_cast<const Vec*>(a + left[r]) * lane[c];
-          }
-        const Vec totals = lane_sums<P>(sum);
-        for (int r = 0; r < min(rows, E - e); ++r)
-          for (int c = 0; c < min(columns, D - d); ++c) {
-            T& to =
-                w[(e + r) * args_.grad_weight_stride[2] + (d + c) * args_.grad_weight_stride[3]];
-            to = (add ? to : T(0)) + totals[r * columns + c];
-          }
-      }
-  }
-
-  void shared_grad_u(int64_t begin, int64_t end) {
+  void shared_grad_u(int task, int64_t begin, int64_t end) {
     if (args_.grad_u == nullptr) return;
+    T* grad_u = grad_u_ + task * Step::block_ * D * S;
     for (int64_t tile = 0; tile < Step::tiles_; ++tile)
-      for (int64_t i = begin; i < end; ++i)
-        in_blocks<P>(D, [&](auto size, int64_t d) {
+      for (int64_t i = begin; i < end; ++i) {
+        in_blocks<row_block<P>>(D, [&](auto size, int64_t d) {
           constexpr int N = decltype(size)::value;
           P sum[1][N];
 #pragma GCC unroll 8
@@ -414,23 +486,28 @@ class Backward : RoutingStep<T, P> {
             const T* base = base_ + tile * Step::sums() + (j * D + d) * S;
 #pragma GCC unroll 8
             for (int n = 0; n < N; ++n) sum[0][n] += P::load(base + n * S);
-            add_terms<N, 1>(tile, kept(tile, i, 0), 0, j, d, sum);
+            add_terms<P, N, 1>(tile, kept(tile, i, 0), j, d, 0, sum);
           }
 #pragma GCC unroll 8
-          for (int n = 0; n < N; ++n) store_grad_u(tile, i, d + n, sum[0][n]);
+          for (int n = 0; n < N; ++n) sum[0][n].store(grad_u + (d + n) * S);
         });
+        store_grad_u(tile, i, i + 1, grad_u);
+      }
   }
 
   // W_j's gradient: every term's vector times its weighted sum of u.
   void shared_grad_weight(int64_t j) {
-    bool add = add_;
-    const auto add_term = [&](const T* own, const T* weighted_u) {
-      outer_products(own + j * E * S, own_, weighted_u + j * D * S, Step::sums(), grad_weight(0, j),
-                     add);
-      add = true;
-    };
-    if (starts_alike()) add_term(own_sbar_, weighted_u_ + at(2 * steps_, Step::sums()));
-    for (int k = 0; k < term_count_; ++k) add_term(terms_[k].own, terms_[k].weighted_u);
+    T* sums = products_ + j * products(E);
+    __builtin_memset(sums, 0, products(E) * sizeof(T));
+    for (int64_t tile = 0; tile < Step::tiles_; ++tile) {
+      const auto add_term = [&](const T* own, const T* weighted_u) {
+        add_products(E, own + tile * own_ + j * E * S, weighted_u + tile * Step::sums() + j * D * S,
+                     tile, sums);
+      };
+      if (starts_alike()) add_term(own_sbar_, weighted_u_ + at(2 * steps_, Step::sums()));
+      for (int k = 0; k < term_count_; ++k) add_term(terms_[k].own, terms_[k].weighted_u);
+    }
+    store_products(E, sums, grad_weight(j, 0));
   }
 
   static T lane_sum(const P& x) {
@@ -458,7 +535,8 @@ class Backward : RoutingStep<T, P> {
       P total = P::fill(T(0));
       for (int64_t tile = 0; tile < Step::tiles_; ++tile) {
         P sum = P::fill(T(0));
-        for (int t = stop_; t < steps_; ++t) sum += P::load(kept(tile, i, slot(t) + 1) + j * S);
+        for (int t = stop_; t < steps_; ++t)
+          sum += P::load(kept(tile, i, slot(t) + 1) + j * kept_out_);
         if (in_.prior_per_sample)
           sum.scatter(grad + Step::sample(tile) * I * O + j, I * O, Step::count(tile));
         total += sum;
@@ -472,8 +550,9 @@ class Backward : RoutingStep<T, P> {
   const int64_t own_;  // numbers of a tile in the out-capsules' own space
   bool add_ = false;   // to what the groups before have written
   int term_count_ = 0;
+  int64_t kept_tile_, kept_in_, kept_out_;
   T *s_, *own_v_, *own_sbar_, *v_, *sbar_, *rest_, *step_, *base_, *delta_, *kept_;
-  T *coupled_ = nullptr, *weighted_u_ = nullptr, *x_ = nullptr, *w_ = nullptr;
+  T *coupled_ = nullptr, *weighted_u_ = nullptr, *x_ = nullptr, *products_, *grad_u_;
   Term* terms_;
 };
 
@@ -481,17 +560,11 @@ template <class F>
 void with_backward(const RoutingBackward& args, void* scratch, int threads, const F& f) {
   const int64_t batch = args.inputs.batch;
   const Arena arena{static_cast<char*>(scratch)};
-  if (args.inputs.f64) {
-    if (batch <= Narrow<double>::samples)
-      f(Backward<double, Narrow<double>>(args, arena, threads));
-    else
-      f(Backward<double, Wide<double>>(args, arena, threads));
-  } else {
-    if (batch <= Narrow<float>::samples)
-      f(Backward<float, Narrow<float>>(args, arena, threads));
-    else
-      f(Backward<float, Wide<float>>(args, arena, threads));
-  }
+  const auto of = [&](auto number) {
+    using T = decltype(number);
+    with_tile<T>(batch, [&](auto tile) { f(Backward<T, decltype(tile)>(args, arena, threads)); });
+  };
+  args.inputs.f64 ? of(double()) : of(float());
 }
 
 }  // namespace

@@ -67,25 +67,24 @@ class Forward : RoutingStep<T, P> {
         }
         return;
       }
-      const Matrix votes{E, Step::se_, end - begin, w.in_stride, D, Step::sd_};
-      for (int64_t j = 0; j < O; ++j)
+      Matrix votes{E, Step::se_, end - begin, w.in_stride, D, Step::sd_, 0};
+      for (int64_t j = 0; j < O; ++j) {
+        votes.next = Step::ahead(w, O, j, end - begin);
         product<P>(votes, w.at(begin, j), x, [&](int64_t e, const P& y) {
           T* sum = sums + (j * E + e) * S;
           (P::load(sum) + y).store(sum);
         });
+      }
     });
   }
 
   void attend(int task, int64_t chunk, bool last) {
     Step::clear(Step::partial(chunk, 0), Step::tiles_ * Step::sums());
     Step::sweep(task, chunk, [&](int64_t tile, int64_t begin, int64_t end, const auto& w) {
-      Step::in_pairs(begin, end, [&](auto size, int64_t i) {
-        constexpr int N = decltype(size)::value;
-        Step::template vote<N, 1>(task, tile, i, w, v_ + tile * Step::sums(), nullptr);
-        for (int n = 0; n < N; ++n) couple(tile, i + n, Step::dots(task, n), last);
-        Step::template add_votes<N>(task, tile, i, Step::dots(task, 0), O * S,
-                                    Step::partial(chunk, tile));
-      });
+      Step::template vote<1>(task, tile, begin, end, w, v_ + tile * Step::sums(), nullptr);
+      for (int64_t i = begin; i < end; ++i) couple(tile, i, Step::dots(task, i - begin, 0), last);
+      Step::add_votes(task, tile, begin, end, {Step::dots(task, 0, 0), 2 * O * S, S},
+                      Step::partial(chunk, tile));
     });
   }
 
@@ -153,17 +152,11 @@ template <class F>
 void with_forward(const RoutingForward& args, void* scratch, int threads, const F& f) {
   const int64_t batch = args.inputs.batch;
   const Arena arena{static_cast<char*>(scratch)};
-  if (args.inputs.f64) {
-    if (batch <= Narrow<double>::samples)
-      f(Forward<double, Narrow<double>>(args, arena, threads));
-    else
-      f(Forward<double, Wide<double>>(args, arena, threads));
-  } else {
-    if (batch <= Narrow<float>::samples)
-      f(Forward<float, Narrow<float>>(args, arena, threads));
-    else
-      f(Forward<float, Wide<float>>(args, arena, threads));
-  }
+  const auto of = [&](auto number) {
+    using T = decltype(number);
+    with_tile<T>(batch, [&](auto tile) { f(Forward<T, decltype(tile)>(args, arena, threads)); });
+  };
+  args.inputs.f64 ? of(double()) : of(float());
 }
 
 }  // namespace

@@ -23,8 +23,12 @@ constexpr int64_t max_chunks = 16;
 constexpr int64_t chunk_votes = 4096;
 // The sums of a group of tiles, and the v that it reads, should stay in half an L2 cache.
 constexpr int64_t group_bytes = 384 << 10;
-// A few in-capsules at a time go through all tiles: their W in the L2, a tile's sums in the L1.
-constexpr int64_t block_weight_bytes = 96 << 10;
+// Some in-capsules at a time go through all tiles, with their W in the L2; and of those a block at
+// a time, with its votes there.
+constexpr int64_t weight_bytes = 96 << 10, vote_bytes = 256 << 10;
+constexpr int64_t block_capsules = 4;
+// Addresses so far apart share a set of the L2.
+constexpr int64_t cache_period = 128 << 10;
 
 LAMINA_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 LAMINA_INLINE int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -42,75 +46,71 @@ struct Arena {
   }
 };
 
-// A matrix of scalars whose columns are numbered by (outer, depth).
+// A matrix of scalars whose columns are numbered by (outer, depth); another such lies `next` on.
 struct Matrix {
-  int64_t rows, row_stride, outer, outer_stride, depth, depth_stride;
+  int64_t rows, row_stride, outer, outer_stride, depth, depth_stride, next;
 };
+
+// Cache lines that will soon be read, or written.
+template <bool WRITTEN, class T>
+LAMINA_INLINE void prefetch(const T* p, int64_t numbers) {
+  for (int64_t k = 0; k < numbers; k += 64 / int(sizeof(T))) __builtin_prefetch(p + k, WRITTEN, 3);
+}
 
 template <int N>
 struct Count {
   static constexpr int value = N;
 };
 
-// f(Count<n>, first) for blocks that together make 0..rows-1, where a row takes N packs: as many as
-// leave registers for what they are summed from.
-template <class P, int N = 1, class F>
+// f(Count<n>, first) for blocks that together make 0..rows-1.
+template <int BLOCK, class F>
 LAMINA_INLINE void in_blocks(int64_t rows, const F& f) {
-  constexpr int block = (P::vectors == 1 ? 8 : 4) / N;
   int64_t row = 0;
-  for (; row + block <= rows; row += block) f(Count<block>{}, row);
-  if (block > 2)
+  for (; row + BLOCK <= rows; row += BLOCK) f(Count<BLOCK>{}, row);
+  if (BLOCK > 2)
     for (; row + 2 <= rows; row += 2) f(Count<2>{}, row);
   for (; row < rows; ++row) f(Count<1>{}, row);
 }
 
-template <int ROWS, int STRIDE, int N, class P, class T, class Emit>
-LAMINA_INLINE void product_rows(const Matrix& m, const T* a, int64_t a_step, int64_t row,
-                                const T* x, int64_t x_step, const Emit& emit) {
+// Rows summed at once where each takes a pack.
+template <class P>
+constexpr int row_block = accumulators / P::vectors < 8 ? accumulators / P::vectors : 8;
+
+template <int ROWS, int STRIDE, class P, class T, class Emit>
+LAMINA_INLINE void product_rows(const Matrix& m, const T* a, int64_t row, const T* x,
+                                const Emit& emit) {
   const int64_t stride = STRIDE > 0 ? STRIDE : m.row_stride;
-  P sum[ROWS][N];
+  P sum[ROWS];
 #pragma GCC unroll 8
-  for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 2
-    for (int n = 0; n < N; ++n) sum[r][n] = P::fill(T(0));
+  for (int r = 0; r < ROWS; ++r) sum[r] = P::fill(T(0));
   a += row * stride;
   for (int64_t o = 0; o < m.outer; ++o, a += m.outer_stride) {
     const T* column = a;
-    for (int64_t k = 0; k < m.depth; ++k, column += m.depth_stride, x += P::samples)
-#pragma GCC unroll 2
-      for (int n = 0; n < N; ++n) {
-        const P right = P::load(x + n * x_step);
+    for (int64_t k = 0; k < m.depth; ++k, column += m.depth_stride, x += P::samples) {
+      // A row at a time: all at once they would hold up the loads.
+      __builtin_prefetch(column + k % ROWS * stride + m.next);
+      const P right = P::load(x);
 #pragma GCC unroll 8
-        for (int r = 0; r < ROWS; ++r) sum[r][n] += column[n * a_step + r * stride] * right;
-      }
+      for (int r = 0; r < ROWS; ++r) sum[r] += column[r * stride] * right;
+    }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; ++r) emit(row + r, sum[r]);
 }
 
-// N products of one shape side by side, matrices `a_step` and packs `x_step` apart:
-// emit(row, sums over the columns of a_n[row, column] x_n[column]); packs x lie one after another.
-// Row strides known to the compiler leave the registers to the sums.
-template <int N, class P, class T, class Emit>
-LAMINA_INLINE void products(const Matrix& m, const T* a, int64_t a_step, const T* x, int64_t x_step,
-                            const Emit& emit) {
+// emit(row, sum over the columns of a[row, column] x[column]); packs x lie one after another. Row
+// strides known to the compiler leave the registers to the sums.
+template <class P, class T, class Emit>
+LAMINA_INLINE void product(const Matrix& m, const T* a, const T* x, const Emit& emit) {
   const auto with_stride = [&](auto stride) {
-    in_blocks<P, N>(m.rows, [&](auto size, int64_t row) {
-      product_rows<decltype(size)::value, decltype(stride)::value, N, P>(m, a, a_step, row, x,
-                                                                         x_step, emit);
+    in_blocks<row_block<P>>(m.rows, [&](auto size, int64_t row) {
+      product_rows<decltype(size)::value, decltype(stride)::value, P>(m, a, row, x, emit);
     });
   };
   if (m.row_stride == 1) return with_stride(Count<1>{});
   if (m.row_stride == 8) return with_stride(Count<8>{});
   if (m.row_stride == 16) return with_stride(Count<16>{});
   with_stride(Count<0>{});
-}
-
-template <class P, class T, class Emit>
-LAMINA_INLINE void product(const Matrix& m, const T* a, const T* x, const Emit& emit) {
-  products<1, P>(m, a, 0, x, 0, [&](int64_t row, const P(&sum)[1]) __attribute__((always_inline)) {
-    emit(row, sum[0]);
-  });
 }
 
 template <class T, class P>
@@ -141,13 +141,16 @@ class RoutingStep {
     groups_ = ceil_div(tiles, group_tiles_);
     chunks_ = max(min(min(max_chunks, I), I * O * votes_dim_ * group_tiles_ / chunk_votes), 1);
     tasks_ = max(min(threads, chunks_), 1);
+    const int64_t capsule = O * E * int64_t(sizeof(T));
+    block_ = max(min(block_capsules, vote_bytes / max(capsule * S, 1)), 1);
+    weight_capsules_ = max(ceil_div(weight_bytes / max(capsule * D, 1), block_), 1) * block_;
   }
 
   void lay_out(Arena& arena) {
     arena.take(u_, group_tiles_ * I * D * S);
-    arena.take(votes_, tasks_ * 2 * O * E * S);
-    arena.take(dots_, tasks_ * 4 * O * S);
-    arena.take(weights_, in_.shared ? 0 : tasks_ * block_capsules() * O * E * D);
+    arena.take(votes_, in_.shared ? 0 : tasks_ * block_ * O * E * S);
+    arena.take(dots_, tasks_ * block_ * 2 * O * S);
+    arena.take(weights_, in_.shared ? 0 : tasks_ * weight_capsules_ * O * E * D);
     arena.take(partial_, chunks_ * group_tiles_ * sums());
     if (in_.over_in) {
       arena.take(partial_stats_, chunks_ * group_tiles_ * 2 * O * S);
@@ -190,95 +193,90 @@ class RoutingStep {
   // In-capsules begin..end-1 of the weight, side by side. In [O, I, E, D] an in-capsule's weights
   // lie apart by what is often a multiple of the cache's period: they would drive one another out.
   Weights gather_weights(int64_t begin, int64_t end, T* to) const {
-    const int64_t n = (end - begin) * E * D;
-    const bool apart = si_ == E * D && so_ > n && tiles_ > 1;
-    if (!apart) return weights();
+    const int64_t n = (end - begin) * E * D, bytes = so_ * int64_t(sizeof(T));
+    const int64_t places = cache_period / min(bytes & -bytes, cache_period);
+    const bool collide = si_ == E * D && so_ > n && tiles_ > 1 && O > 8 * places;
+    if (!collide) return weights();
     for (int64_t j = 0; j < O; ++j)
       __builtin_memcpy(to + j * n, weights().at(begin, j), n * sizeof(T));
     return {to, n, E * D, begin};
   }
-  int64_t block_capsules() const {
-    return min(max(block_weight_bytes / max(O * E * D * int64_t(sizeof(T)), 1), 1), I);
+
+  // How far on from the weights of (i, j) lie those of out-capsule j + 1, or, at the last, of the
+  // next block's first.
+  static int64_t ahead(const Weights& w, int64_t O, int64_t j, int64_t block) {
+    return j + 1 < O ? w.out_stride : block * w.in_stride - j * w.out_stride;
   }
 
   // visit(tile, begin, end, weights) for every tile and every block of the chunk's in-capsules.
   template <class Visit>
   void sweep(int task, int64_t chunk, const Visit& visit) const {
-    const int64_t step = block_capsules(), end = chunk_begin(chunk + 1);
-    for (int64_t i = chunk_begin(chunk); i < end; i += step) {
-      const int64_t last = min(i + step, end);
-      const Weights w = gather_weights(i, last, weights_ + task * step * O * E * D);
-      for (int64_t tile = 0; tile < tiles_; ++tile) visit(tile, i, last, w);
+    const int64_t step = weight_capsules_, end = chunk_begin(chunk + 1);
+    for (int64_t first = chunk_begin(chunk); first < end; first += step) {
+      const int64_t last = min(first + step, end);
+      const Weights w = gather_weights(first, last, weights_ + task * step * O * E * D);
+      for (int64_t tile = 0; tile < tiles_; ++tile)
+        for (int64_t i = first; i < last; i += block_) visit(tile, i, min(i + block_, last), w);
     }
-  }
-  // visit(Count<N>, i) for the in-capsules begin..end-1, two at a time: the vectors that both meet
-  // are then loaded once.
-  template <class Visit>
-  LAMINA_INLINE void in_pairs(int64_t begin, int64_t end, const Visit& visit) const {
-    int64_t i = begin;
-    for (; i + 2 <= end; i += 2) visit(Count<2>{}, i);
-    if (i < end) visit(Count<1>{}, i);
   }
 
   T* u(int64_t tile, int64_t i) const { return u_ + (tile * I + i) * D * S; }
 
   void pack_u(const Parallel& parallel) {
+    const int64_t sample_step = in_.u_stride[0], step = in_.u_stride[1], dim_step = in_.u_stride[2];
     for_chunks(parallel, [&](int, int64_t chunk) {
-      for (int64_t tile = 0; tile < tiles_; ++tile)
-        for (int64_t i = chunk_begin(chunk); i < chunk_begin(chunk + 1); ++i) {
-          const T* from =
-              static_cast<const T*>(in_.u) + sample(tile) * in_.u_stride[0] + i * in_.u_stride[1];
-          for (int64_t d = 0; d < D; ++d)
-            P::gather(from + d * in_.u_stride[2], in_.u_stride[0], count(tile))
-                .store(u(tile, i) + d * S);
+      const int64_t begin = chunk_begin(chunk), end = chunk_begin(chunk + 1);
+      for (int64_t tile = 0; tile < tiles_; ++tile) {
+        const T* from = static_cast<const T*>(in_.u) + sample(tile) * sample_step;
+        if (dim_step == 1 && step == D) {
+          to_packs<P>(from + begin * D, sample_step, count(tile), (end - begin) * D,
+                      u(tile, begin));
+          continue;
         }
+        for (int64_t i = begin; i < end; ++i)
+          for (int64_t d = 0; d < D; ++d)
+            P::gather(from + i * step + d * dim_step, sample_step, count(tile))
+                .store(u(tile, i) + d * S);
+      }
     });
   }
 
-  // The votes of in-capsules i..i+N-1 into votes_, and their dot products with DOTS sets of vectors
-  // [O, votes_dim] into dots_: [N, DOTS, O].
-  template <int N, int DOTS>
-  void vote(int task, int64_t tile, int64_t i, const Weights& w, const T* first, const T* second) {
-    const T* x = u(tile, i);
+  // The votes of in-capsules begin..end-1, a block, into votes_, and their dot products with DOTS
+  // sets of vectors [O, votes_dim] into dots_. An out-capsule's vectors stay in the L1 for all.
+  template <int DOTS>
+  void vote(int task, int64_t tile, int64_t begin, int64_t end, const Weights& w, const T* first,
+            const T* second) {
     for (int64_t j = 0; j < O; ++j) {
-      P sum[N][DOTS];
+      const int64_t next = ahead(w, O, j, end - begin);
+      for (int64_t i = begin; i < end; ++i) {
+        const T* x = u(tile, i);
+        P sum[DOTS];
 #pragma GCC unroll 2
-      for (int n = 0; n < N; ++n)
-#pragma GCC unroll 2
-        for (int k = 0; k < DOTS; ++k) sum[n][k] = P::fill(T(0));
-      const auto meet = [&](int64_t e, const P(&vote)[N]) __attribute__((always_inline)) {
-        const int64_t at = (j * votes_dim_ + e) * S;
-        const P a = P::load(first + at);
-#pragma GCC unroll 2
-        for (int n = 0; n < N; ++n) sum[n][0] += vote[n] * a;
-        if (DOTS == 1) return;
-        const P b = P::load(second + at);
-#pragma GCC unroll 2
-        for (int n = 0; n < N; ++n) sum[n][DOTS - 1] += vote[n] * b;
-      };
-      if (in_.shared) {
-        for (int64_t d = 0; d < D; ++d) {
-          P vote[N];
-#pragma GCC unroll 2
-          for (int n = 0; n < N; ++n) vote[n] = P::load(x + (n * D + d) * S);
-          meet(d, vote);
+        for (int k = 0; k < DOTS; ++k) sum[k] = P::fill(T(0));
+        const auto meet = [&](int64_t e, const P& vote) __attribute__((always_inline)) {
+          const int64_t at = (j * votes_dim_ + e) * S;
+          sum[0] += vote * P::load(first + at);
+          if (DOTS == 2) sum[DOTS - 1] += vote * P::load(second + at);
+        };
+        if (in_.shared) {
+          for (int64_t d = 0; d < D; ++d) meet(d, P::load(x + d * S));
+        } else {
+          T* to = votes(task, i - begin) + j * E * S;
+          product<P>({E, se_, 1, 0, D, sd_, next}, w.at(i, j), x,
+                     [&](int64_t e, const P& vote) __attribute__((always_inline)) {
+                       vote.store(to + e * S);
+                       meet(e, vote);
+                     });
         }
-      } else {
-        T* to = votes_ + task * 2 * O * E * S + j * E * S;
-        products<N, P>({E, se_, 1, 0, D, sd_}, w.at(i, j), w.in_stride, x, D * S,
-                       [&](int64_t e, const P(&vote)[N]) __attribute__((always_inline)) {
 #pragma GCC unroll 2
-                         for (int n = 0; n < N; ++n) vote[n].store(to + (n * O * E + e) * S);
-                         meet(e, vote);
-                       });
+        for (int k = 0; k < DOTS; ++k) sum[k].store(dots(task, i - begin, k) + j * S);
       }
-#pragma GCC unroll 2
-      for (int n = 0; n < N; ++n)
-#pragma GCC unroll 2
-        for (int k = 0; k < DOTS; ++k) sum[n][k].store(dots(task, n * DOTS + k) + j * S);
     }
   }
-  T* dots(int task, int row) const { return dots_ + (task * 4 + row) * O * S; }
+  T* votes(int task, int64_t n) const { return votes_ + (task * block_ + n) * O * E * S; }
+  T* dots(int task, int64_t n, int set) const {
+    return dots_ + ((task * block_ + n) * 2 + set) * O * S;
+  }
 
   P prior(int64_t tile, int64_t i, int64_t j) const {
     const T* p = static_cast<const T*>(in_.prior) + i * O + j;
@@ -319,23 +317,32 @@ class RoutingStep {
     for (int64_t j = 0; j < O; ++j) (P::load(logits + j * S) * inverse).store(logits + j * S);
   }
 
-  // sums_j += factors_ij votes_ij for the in-capsules i..i+N-1 of the last vote.
-  template <int N>
-  void add_votes(int task, int64_t tile, int64_t i, const T* factors, int64_t factors_step,
+  // A pack for each in- and out-capsule.
+  struct Factors {
+    const T* data;
+    int64_t in_stride, out_stride;
+  };
+  // sums_j += sum of factors_ij votes_ij over the in-capsules begin..end-1 of the last vote.
+  void add_votes(int task, int64_t tile, int64_t begin, int64_t end, const Factors& factors,
                  T* sums) const {
-    const T* votes = in_.shared ? u(tile, i) : votes_ + task * 2 * O * E * S;
+    const T* votes = in_.shared ? u(tile, begin) : this->votes(task, 0);
     const int64_t votes_step = in_.shared ? D * S : O * E * S;
     for (int64_t j = 0; j < O; ++j, sums += votes_dim_ * S) {
-      P factor[N];
-#pragma GCC unroll 2
-      for (int n = 0; n < N; ++n) factor[n] = P::load(factors + n * factors_step + j * S);
-#pragma GCC unroll 4
-      for (int64_t e = 0; e < votes_dim_; ++e) {
-        P sum = P::load(sums + e * S);
-#pragma GCC unroll 2
-        for (int n = 0; n < N; ++n) sum += factor[n] * P::load(votes + n * votes_step + e * S);
-        sum.store(sums + e * S);
-      }
+      in_blocks<row_block<P>>(votes_dim_, [&](auto size, int64_t e) {
+        constexpr int N = decltype(size)::value;
+        P sum[N];
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) sum[n] = P::fill(T(0));
+        for (int64_t i = 0; i < end - begin; ++i) {
+          const P factor = P::load(factors.data + i * factors.in_stride + j * factors.out_stride);
+          const T* vote = votes + i * votes_step + e * S;
+#pragma GCC unroll 8
+          for (int n = 0; n < N; ++n) sum[n] += factor * P::load(vote + n * S);
+        }
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n)
+          (P::load(sums + (e + n) * S) + sum[n]).store(sums + (e + n) * S);
+      });
       if (!in_.shared) votes += E * S;
     }
   }
@@ -353,9 +360,9 @@ class RoutingStep {
       }
       sweep(task, chunk, [&](int64_t tile, int64_t begin, int64_t end, const Weights& w) {
         T* stats = chunk_stats + tile * 2 * O * S;
+        vote<1>(task, tile, begin, end, w, v + tile * sums(), nullptr);
         for (int64_t i = begin; i < end; ++i) {
-          T* logits = dots(task, 0);
-          vote<1, 1>(task, tile, i, w, v + tile * sums(), nullptr);
+          T* logits = dots(task, i - begin, 0);
           add_prior(tile, i, logits);
           for (int64_t j = 0; j < O; ++j)
             merge_stats(stats + 2 * j * S, P::load(logits + j * S), P::fill(T(1)));
@@ -399,14 +406,14 @@ class RoutingStep {
   // Between out-capsule j's own space and that of the votes.
   void from_vote_space(int64_t j, const T* x, T* out) const {
     if (in_.shared)
-      product<P>({E, se_, 1, 0, D, sd_}, weights().at(0, j), x,
+      product<P>({E, se_, 1, 0, D, sd_, 0}, weights().at(0, j), x,
                  [&](int64_t e, const P& y) { y.store(out + e * S); });
     else
       for (int64_t e = 0; e < E; ++e) P::load(x + e * S).store(out + e * S);
   }
   void to_vote_space(int64_t j, const T* x, T* out) const {
     if (in_.shared)
-      product<P>({D, sd_, 1, 0, E, se_}, weights().at(0, j), x,
+      product<P>({D, sd_, 1, 0, E, se_, 0}, weights().at(0, j), x,
                  [&](int64_t d, const P& y) { y.store(out + d * S); });
     else
       for (int64_t e = 0; e < E; ++e) P::load(x + e * S).store(out + e * S);
@@ -432,7 +439,8 @@ class RoutingStep {
 
   const RoutingInputs& in_;
   const int64_t I, O, D, E, votes_dim_, so_, si_, se_, sd_;
-  int64_t groups_, group_tiles_, chunks_, tasks_, first_tile_ = 0, tiles_ = 0;
+  int64_t groups_, group_tiles_, chunks_, tasks_, block_, weight_capsules_, first_tile_ = 0,
+                                                                            tiles_ = 0;
   T *u_, *votes_, *dots_, *weights_, *partial_, *partial_stats_ = nullptr, *stats_ = nullptr;
 };
 
