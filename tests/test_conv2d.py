@@ -13,7 +13,7 @@ from torch import nn
 
 import lamina
 from lamina.functional import col2im, conv2d, im2col
-from lamina.layers.conv2d import ALGORITHMS
+from lamina.layers.conv2d import ALGORITHMS, SPEC, Options
 
 torch_samples = pytest.importorskip(
     "torch.testing._internal.common_methods_invocations", reason="torch's tests need expecttest"
@@ -93,6 +93,17 @@ def test_torch_module_inputs(backend):
         layer.load_state_dict(plain.state_dict())
         x = case.forward_input.args[0]
         compare_layers(layer, plain, x)
+
+
+def compare_gradients(tensors, expected, got):
+    torch.testing.assert_close(got, expected)
+    grad = torch.randn_like(expected)
+    for a, b in zip(
+        torch.autograd.grad(got, tensors, grad),
+        torch.autograd.grad(expected, tensors, grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
 
 
 def compare_layers(layer, plain, x):
@@ -194,14 +205,7 @@ def test_any_arguments(data, backend):
     geometry = (stride, padding, dilation, groups)
     expected = torch.relu(F.conv2d(*tensors, *geometry))
     got = conv2d(*tensors, *geometry, activation="relu", algorithm=algorithm)
-    torch.testing.assert_close(got, expected)
-    grad = torch.randn_like(expected)
-    for a, b in zip(
-        torch.autograd.grad(got, tensors, grad),
-        torch.autograd.grad(expected, tensors, grad),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b)
+    compare_gradients(tensors, expected, got)
 
 
 def test_columns_times_weight_is_the_convolution(backend):
@@ -225,11 +229,12 @@ def test_autocast(backend):
     assert layer.weight.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("algorithm", ["winograd", "winograd4"])
 @settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_winograd(data, backend):
+def test_winograd(algorithm, data, backend):
     draw = lambda low, high: data.draw(st.integers(low, high))  # noqa: E731
     images, groups, padding = draw(0, 3), draw(1, 2), draw(0, 3)
     ins, outs = groups * draw(1, 40), groups * draw(1, 40)
@@ -241,15 +246,67 @@ def test_winograd(data, backend):
         torch.randn(outs, dtype=torch.float64, requires_grad=True),
     )
     expected = F.conv2d(*tensors, padding=padding, groups=groups)
-    got = conv2d(*tensors, padding=padding, groups=groups, algorithm="winograd")
-    torch.testing.assert_close(got, expected)
-    grad = torch.randn_like(expected)
-    for a, b in zip(
-        torch.autograd.grad(got, tensors, grad),
-        torch.autograd.grad(expected, tensors, grad),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b)
+    got = conv2d(*tensors, padding=padding, groups=groups, algorithm=algorithm)
+    compare_gradients(tensors, expected, got)
+
+
+@pytest.mark.parametrize("algorithm", ["winograd", "winograd4"])
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_winograd_with_large_filters(algorithm, images, groups, backend):
+    """Transformed filters that are too large to be stored, and more tiles than are kept."""
+    tensors = (
+        torch.randn(images, 256 * groups, 29, 27, dtype=torch.float64, requires_grad=True),
+        torch.randn(232 * groups, 256, 3, 3, dtype=torch.float64, requires_grad=True) / 48,
+        torch.randn(232 * groups, dtype=torch.float64, requires_grad=True),
+    )
+    expected = torch.relu(F.conv2d(*tensors, padding=1, groups=groups))
+    options = dict(padding=1, groups=groups, activation="relu", algorithm=algorithm)
+    got = conv2d(*tensors, **options)
+    compare_gradients(tensors, expected, got)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    again = conv2d(*tensors, **options)
+    torch.set_num_threads(threads)
+    if backend == "cpp":
+        torch.testing.assert_close(again, got, rtol=0, atol=0)
+
+
+# How many times torch's RMS error each algorithm may make: docs/conv.md.
+ERRORS = {"im2col": 2, "winograd": 2, "winograd4": 8}
+
+
+@pytest.mark.parametrize("algorithm", ERRORS)
+@pytest.mark.parametrize(("channels", "size"), [(64, 28), (256, 14)])
+def test_errors_are_as_documented(algorithm, channels, size, backend):
+    x = torch.randn(2, channels, size, size, requires_grad=True)
+    weight = (torch.randn(channels, channels, 3, 3) / (9 * channels) ** 0.5).requires_grad_()
+    grad = torch.randn(2, channels, size, size)
+
+    def results(function, *tensors):
+        output = function(*tensors)
+        return output, *torch.autograd.grad(output, tensors, grad.to(output.dtype))
+
+    exact = results(
+        lambda x, w: F.conv2d(x, w, padding=1),
+        *(t.detach().double().requires_grad_() for t in (x, weight)),
+    )
+    plain = results(lambda x, w: F.conv2d(x, w, padding=1), x, weight)
+    got = results(lambda x, w: conv2d(x, w, padding=1, algorithm=algorithm), x, weight)
+    for name, e, p, g in zip(("output", "input", "weight"), exact, plain, got, strict=True):
+        torchs, ours = ((t.double() - e).square().mean().sqrt().item() for t in (p, g))
+        # The gradient of the weight is F(3x3, 2x2)'s, whatever the tiles of the rest.
+        most = 2 if name == "weight" else ERRORS[algorithm]
+        assert ours <= most * torchs, f"{name}: {ours:.3g}, torch's {torchs:.3g}"
+
+
+@pytest.mark.parametrize("algorithm", ["winograd", "winograd4"])
+def test_winograd_is_the_cpus(algorithm):
+    options = Options([1, 1], [1, 1], [1, 1], 1, "none", 0.0, algorithm, False)
+    for name in ("cuda", "triton"):
+        (reason,) = SPEC.unsupported(name, None, None, None, None, *options)
+        assert reason == f"algorithm '{algorithm}' is the CPU's"
+    assert not SPEC.unsupported("cpp", None, None, None, None, *options)
 
 
 def test_batch_norm_folds_into_the_convolution(backend):

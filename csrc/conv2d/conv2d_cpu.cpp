@@ -57,7 +57,8 @@ Conv2dShape shape_of(const Tensor& input, const Tensor& weight, const Ints& stri
                     stride[1] == 1 && dilation[0] == 1 && dilation[1] == 1;
   const bool pays = weight.size(1) >= winograd_channels && shape.outs / groups >= winograd_channels;
   const bool depthwise = groups > 1 && weight.size(1) == 1 && shape.outs == groups;
-  shape.winograd = fits && !depthwise && (algorithm == "winograd" || (algorithm == "auto" && pays));
+  const bool small_tiles = algorithm == "winograd" || (algorithm == "auto" && pays);
+  shape.winograd = !fits || depthwise ? 0 : algorithm == "winograd4" ? 4 : small_tiles ? 2 : 0;
   return shape;
 }
 

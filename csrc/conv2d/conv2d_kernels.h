@@ -15,7 +15,7 @@ struct Conv2dShape {
   int64_t images, channels, height, width;  // input
   int64_t outs, out_height, out_width;      // output
   int64_t kernel[2], stride[2], padding[2], dilation[2], groups;
-  bool winograd;  // 3x3, stride and dilation 1 only
+  int winograd;  // 2 or 4: F(2x2, 3x3) or F(4x4, 3x3), with stride and dilation 1 only; else 0
 };
 
 // Tensors are dense: images as Conv2dShape says, weights in the order [out, in, row, column].

@@ -1,9 +1,8 @@
 #pragma once
 
-#include "conv2d/winograd.h"
+#include "conv2d/winograd_correlate.h"
 
-// The forward pass and the gradient of the input are one computation: target pixels are sums over
-// taps of source pixels, times weights, over the depth (the source's channels).
+// A correlation by direct sums, or by the way that suits its shape.
 
 namespace lamina {
 namespace LAMINA_ISA {
@@ -11,56 +10,6 @@ namespace {
 
 // What a worker's staged source and results may take together, so that they stay in its L2.
 constexpr int64_t unit_bytes = 384 << 10;
-// The least number of Winograd's tiles that the transformed filters are streamed through for.
-constexpr int64_t unit_tiles = 56;
-
-template <class S>
-struct Correlation {
-  using T = Accumulator<S>;
-  Source<S> source;
-  Finish<S> to;
-  int64_t images, groups, depth, targets;  // depth and targets of one group
-  int64_t source_height, source_width, height, width;
-  Axis vertical, horizontal;
-  Weights<S> weights;        // of the first group
-  int64_t weights_of_group;  // elements
-  bool winograd, transposed;
-};
-
-// Runs body(worker, task) for every task, in order of claim, on as many workers as are of use.
-template <class Body>
-void each_task(const Parallel& parallel, int64_t tasks, const Body& body) {
-  if (tasks <= 0) return;
-  const int workers = static_cast<int>(min64(parallel.threads, tasks));
-  int64_t next = 0;
-  const auto work = [&](int worker) {
-    for (int64_t task; (task = claim(&next)) < tasks;) body(worker, task);
-  };
-  if (workers == 1)
-    work(0);
-  else
-    parallel_for(parallel, workers, work);
-}
-
-// The images' rows cut into strips of `rows`, each a task; where there are fewer than two for each
-// thread, the lane sets are cut as well. How they are cut changes no sum.
-struct Strips {
-  int64_t height, rows, strips, groups, sets, sets_per_part, parts;
-
-  Strips(int64_t images, int64_t height_, int64_t rows_, int64_t groups_, int64_t sets_,
-         int threads)
-      : height(height_),
-        rows(rows_),
-        strips(ceil_div(height_, rows_)),
-        groups(groups_),
-        sets(sets_) {
-    const int64_t units = images * strips * groups;
-    const int64_t wanted = threads == 1 ? 1 : ceil_div(2 * threads, units > 0 ? units : 1);
-    sets_per_part = ceil_div(sets, min64(wanted, sets));
-    parts = ceil_div(sets, sets_per_part);
-  }
-  int64_t count(int64_t images) const { return images * strips * groups * parts; }
-};
 
 template <class S>
 class Correlator {
@@ -72,25 +21,21 @@ class Correlator {
       : p_(problem), parallel_(parallel) {
     const Reach across = reach(p_.horizontal, 0, p_.width);
     window_ = {0, across.begin, 0, across.end - across.begin, p_.horizontal.step};
-    if (p_.winograd) window_.columns = round_up(p_.width, 2) + 2;
   }
 
   void run() {
     if (p_.images == 0) return;
     if (p_.groups > 1 && p_.depth == 1 && p_.targets == 1)
       run_depthwise();
-    else if (p_.winograd)
-      run_winograd();
+    else if (p_.winograd == 2)
+      WinogradCorrelator<S, 2>(p_, parallel_).run();
+    else if (p_.winograd == 4)
+      WinogradCorrelator<S, 4>(p_, parallel_).run();
     else
       run_direct();
   }
 
  private:
-  int64_t blocks() const { return ceil_div(p_.depth, L); }
-  int64_t sets() const { return ceil_div(p_.targets, set_lanes<T>); }
-  int vectors(int64_t set) const {
-    return static_cast<int>(min64(V, ceil_div(p_.targets - set * set_lanes<T>, L)));
-  }
   int64_t phases() const { return p_.vertical.phases * p_.horizontal.phases; }
 
   // The rows of the source that targets [from, past) reach.
@@ -99,7 +44,6 @@ class Correlator {
     const Reach down = reach(p_.vertical, from, past);
     window.top = down.begin;
     window.rows = down.end - down.begin;
-    if (p_.winograd) window.rows = round_up(past - from, 2) + 2;
     return window;
   }
 
@@ -121,12 +65,6 @@ class Correlator {
     return ceil_div(p_.height, ceil_div(p_.height, rows));
   }
 
-  Weights<S> weights_of(int64_t group) const {
-    Weights<S> weights = p_.weights;
-    weights.data += group * p_.weights_of_group;
-    return weights;
-  }
-
   void stage_depth(int64_t image, int64_t group, const Window& window, T* staged) const {
     for (int64_t d = 0; d < p_.depth; d += L, staged += window.block<T>())
       stage(p_.source, image, group * p_.depth + d, static_cast<int>(min64(L, p_.depth - d)),
@@ -143,23 +81,15 @@ class Correlator {
     }
   }
 
-  // The threads that may write side by side: a byte of a channels_last mask must not be shared.
-  Parallel safe() const {
-    Parallel threads = parallel_;
-    if (p_.to.mask != nullptr && p_.to.layout.channels_last && p_.groups > 1 && p_.targets % 8 != 0)
-      threads.threads = 1;
-    return threads;
-  }
-
   void run_direct() {
     const int64_t taps = p_.vertical.taps * p_.horizontal.taps;
-    const Parallel threads = safe();
-    const int64_t rows = strip_rows(blocks(), sets() * V);
-    const Strips strips(p_.images, p_.height, rows, p_.groups, sets(), threads.threads);
-    const int64_t staged_size = blocks() * highest_window(rows) * window_.row_pitch() * L;
+    const Parallel threads = p_.writers(parallel_);
+    const int64_t rows = strip_rows(p_.blocks(), p_.sets() * V);
+    const Strips strips(p_.images, p_.height, rows, p_.groups, p_.sets(), threads.threads);
+    const int64_t staged_size = p_.blocks() * highest_window(rows) * window_.row_pitch() * L;
     const int64_t z_size = strips.sets_per_part * V * rows * p_.width * L;
     const int64_t workers = min64(threads.threads, strips.count(p_.images));
-    const int64_t packed_size = sets() * p_.depth * taps * set_lanes<T>;
+    const int64_t packed_size = p_.sets() * p_.depth * taps * set_lanes<T>;
 
     Arena arena{static_cast<char*>(workspace(
         Arena::bytes<int64_t>(2 * phases() + 3 * taps) + Arena::bytes<T>(p_.groups * packed_size) +
@@ -176,10 +106,10 @@ class Correlator {
     const PackedWeights<T> layout{packed,     p_.depth,  taps,     phase_first,
                                   phase_taps, tap_phase, tap_index};
 
-    each_task(parallel_, p_.groups * sets(), [&](int, int64_t task) {
+    each_task(parallel_, p_.groups * p_.sets(), [&](int, int64_t task) {
       PackedWeights<T> of_group = layout;
-      of_group.data += task / sets() * packed_size;
-      pack_set(weights_of(task / sets()), task % sets(), of_group);
+      of_group.data += task / p_.sets() * packed_size;
+      pack_set(p_.weights_of(task / p_.sets()), task % p_.sets(), of_group);
     });
 
     each_task(threads, strips.count(p_.images), [&](int worker, int64_t task) {
@@ -188,7 +118,7 @@ class Correlator {
       const int64_t image = task / strips.parts / p_.groups / strips.strips;
       const int64_t from = strip * rows, past = min64(from + rows, p_.height);
       const int64_t begin = part * strips.sets_per_part;
-      const int64_t end = min64(begin + strips.sets_per_part, sets());
+      const int64_t end = min64(begin + strips.sets_per_part, p_.sets());
       T *const staged = staged_all + worker * staged_size, *const z = z_all + worker * z_size;
       const Window window = window_of(from, past);
       stage_depth(image, group, window, staged);
@@ -237,88 +167,10 @@ class Correlator {
       for (int64_t i = p_.vertical.pixels(py, from); i < p_.vertical.pixels(py, past); ++i) {
         const T* const x = staged + (i * p_.vertical.step - window.top) * window.row_pitch() * L;
         const int64_t target = (py + i * p_.vertical.phases - from) * p_.width + px;
-        multiply(sum, x, pixels, weights.phase(set, phase), vectors(set), z + target * L,
+        multiply(sum, x, pixels, weights.phase(set, phase), p_.vectors(set), z + target * L,
                  p_.horizontal.phases * L, z_block);
       }
     }
-  }
-
-  void run_winograd() {
-    const Parallel threads = safe();
-    const int64_t across = ceil_div(p_.width, 2);
-    // Whole images, or rows of one, that have about unit_tiles tiles.
-    const int64_t all_down = ceil_div(p_.height, 2);
-    int64_t down = min64(all_down, ceil_div(unit_tiles, across));
-    down = ceil_div(all_down, ceil_div(all_down, down));
-    int64_t together = down < all_down ? 1 : min64(p_.images, ceil_div(unit_tiles, across * down));
-    together = min64(together, ceil_div(p_.images, threads.threads));
-    const int64_t rows = 2 * down, tiles = together * down * across;
-    const int64_t batches = ceil_div(p_.images, together);
-    const Strips strips(batches, p_.height, rows, p_.groups, sets(), threads.threads);
-
-    const int64_t staged_size = (rows + 2) * window_.row_pitch() * L;
-    const int64_t source_size = tile_elements * blocks() * tiles * L;
-    const int64_t product_size = tile_elements * V * tiles * L;
-    const int64_t z_size = rows * p_.width * L;
-    const int64_t workers = min64(threads.threads, strips.count(batches));
-    const int64_t filter_stride = sets() * p_.depth * set_lanes<T>;
-    const int64_t filters_size = tile_elements * filter_stride;
-    Arena arena{static_cast<char*>(
-        workspace(Arena::bytes<T>(p_.groups * filters_size) +
-                  Arena::bytes<T>(workers * (staged_size + source_size + product_size + z_size))))};
-    T* const filters = arena.take<T>(p_.groups * filters_size);
-    T* const scratch = arena.take<T>(workers * (staged_size + source_size + product_size + z_size));
-
-    each_task(parallel_, p_.groups * sets(), [&](int, int64_t task) {
-      transform_set(weights_of(task / sets()), task % sets(), p_.transposed,
-                    filters + task / sets() * filters_size, filter_stride);
-    });
-
-    each_task(threads, strips.count(batches), [&](int worker, int64_t task) {
-      const int64_t part = task % strips.parts, group = task / strips.parts % p_.groups;
-      const int64_t strip = task / strips.parts / p_.groups % strips.strips;
-      const int64_t batch = task / strips.parts / p_.groups / strips.strips;
-      const int64_t from = strip * rows, past = min64(from + rows, p_.height);
-      const int64_t first = batch * together, last = min64(first + together, p_.images);
-      const int64_t image_tiles = ceil_div(past - from, 2) * across;
-      const int64_t here = (last - first) * image_tiles;
-      T* const staged = scratch + worker * (staged_size + source_size + product_size + z_size);
-      T* const source = staged + staged_size;
-      T* const product = source + source_size;
-      T* const z = product + product_size;
-
-      const Window window = window_of(from, past);
-      for (int64_t image = first; image < last; ++image) {
-        for (int64_t b = 0; b < blocks(); ++b) {
-          stage(p_.source, image, group * p_.depth + b * L,
-                static_cast<int>(min64(L, p_.depth - b * L)), p_.source_height, p_.source_width,
-                window, staged);
-          transform_tiles(staged, window.row_pitch(), ceil_div(past - from, 2), across,
-                          source + (b * here + (image - first) * image_tiles) * L,
-                          blocks() * here * L);
-        }
-      }
-      const int64_t no_shift = 0;
-      const Sum sum{p_.depth, here * L, &no_shift, 1};
-      const int64_t end = min64((part + 1) * strips.sets_per_part, sets());
-      for (int64_t set = part * strips.sets_per_part; set < end; ++set) {
-        for (int e = 0; e < tile_elements; ++e)
-          multiply(
-              sum, source + e * blocks() * here * L, here,
-              filters + group * filters_size + e * filter_stride + set * p_.depth * set_lanes<T>,
-              vectors(set), product + e * V * here * L, L, here * L);
-        for (int v = 0; v < vectors(set); ++v) {
-          const int64_t k = set * set_lanes<T> + v * L;
-          for (int64_t image = first; image < last; ++image) {
-            untransform_tiles(product + (v * here + (image - first) * image_tiles) * L,
-                              V * here * L, past - from, p_.width, z);
-            finish(p_.to, z, image, group * p_.targets + k,
-                   static_cast<int>(min64(L, p_.targets - k)), from * p_.width,
-                   (past - from) * p_.width);
-          }
-        }
-      }
-    });
   }
 
   // One channel a group: lanes are groups.

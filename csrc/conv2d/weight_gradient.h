@@ -53,12 +53,12 @@ class WeightGradient {
     const int64_t target_row = groups_ * target_blocks_ * shape_.out_width * L;
     const int64_t limit = segments_bytes / static_cast<int64_t>(sizeof(T));
     // A segment is a whole image where that fits, else as many rows as do.
-    winograd_ = shape_.winograd && weight;
+    winograd_ = shape_.winograd != 0 && weight;
     rows_ = winograd_ ? round_up(shape_.out_height, 2) : shape_.out_height;
     const int64_t blocks_in_all = groups_ * (blocks_ + target_blocks_);
     const auto segment_size = [&] {
       tiles_ = rows_ / 2 * ceil_div(shape_.out_width, 2);
-      return winograd_ ? blocks_in_all * tile_elements * tiles_ * L
+      return winograd_ ? blocks_in_all * gradient_elements * tiles_ * L
                        : window_rows(rows_) * input_row + rows_ * target_row;
     };
     while (rows_ > 2 && segment_size() > limit) rows_ = round_up(ceil_div(rows_, 2), 2);
@@ -72,7 +72,7 @@ class WeightGradient {
     if (segments > 0) together = ceil_div(segments, ceil_div(segments, together));
     run_ = together * tiles_ * L;
 
-    const int64_t sums_size = (winograd_ ? tile_elements : taps_) * L * set_lanes<T>;
+    const int64_t sums_size = (winograd_ ? gradient_elements : taps_) * L * set_lanes<T>;
     const int64_t workers = parallel_.threads;
     if (winograd_) window_.columns = round_up(shape_.out_width, 2) + 2;
     scratch_size_ = winograd_ ? (rows_ + 2) * window_.row_pitch() * L : 0;
@@ -81,8 +81,8 @@ class WeightGradient {
                   Arena::bytes<T>((together + 1) * groups_ * target_blocks_ * L) +
                   Arena::bytes<T>(workers * sums_size)))};
     inputs_ = arena.take<T>(together * size);
-    targets_staged_ =
-        inputs_ + (winograd_ ? groups_ * blocks_ * tile_elements * run_ : together * input_size_);
+    targets_staged_ = inputs_ + (winograd_ ? groups_ * blocks_ * gradient_elements * run_
+                                           : together * input_size_);
     scratch_ = arena.take<T>(workers * scratch_size_);
     T* const bias_sums = arena.take<T>((together + 1) * groups_ * target_blocks_ * L);
     T* const sums = arena.take<T>(workers * sums_size);
@@ -145,8 +145,8 @@ class WeightGradient {
         stage(input_, image, channel(group, b), static_cast<int>(min64(L, left)), shape_.height,
               shape_.width, window, staged);
         if (winograd_)
-          transform_tiles(staged, window.row_pitch(), rows_ / 2, across(),
-                          input_tiles(group, b) + segment * tiles_ * L, run_);
+          transform_tiles<2>(staged, window.row_pitch(), rows_ / 2, across(),
+                             input_tiles(group, b) + segment * tiles_ * L, run_);
         return;
       }
       const int64_t group = block / target_blocks_, b = block % target_blocks_;
@@ -186,10 +186,10 @@ class WeightGradient {
   int64_t across() const { return ceil_div(shape_.out_width, 2); }
   // The transformed tiles of a block: element by element, all segments side by side in each.
   T* input_tiles(int64_t group, int64_t block) const {
-    return inputs_ + (group * blocks_ + block) * tile_elements * run_;
+    return inputs_ + (group * blocks_ + block) * gradient_elements * run_;
   }
   T* target_tiles(int64_t group, int64_t block) const {
-    return targets_staged_ + (group * target_blocks_ + block) * tile_elements * run_;
+    return targets_staged_ + (group * target_blocks_ + block) * gradient_elements * run_;
   }
 
   // Winograd's F(3x3, 2x2): the gradient of the transformed filters, transformed back.
@@ -200,11 +200,11 @@ class WeightGradient {
       const int channels = static_cast<int>(min64(L, depth_ - b * L));
       const int vectors = static_cast<int>(min64(V, ceil_div(targets_ - set * set_lanes<T>, L)));
       T* const sums = sums_all + worker * sums_size;
-      const int64_t sums_row = tile_elements * set_lanes<T>;
+      const int64_t sums_row = gradient_elements * set_lanes<T>;
       for (int64_t i = 0; i < L * sums_row; i += L) store(sums + i, Vector<T>{});
-      for (int e = 0; e < tile_elements; ++e)
+      for (int e = 0; e < gradient_elements; ++e)
         accumulate(channels, vectors, input_tiles(group, b) + e * run_, 0,
-                   target_tiles(group, set * V) + e * run_, 0, tile_elements * run_, 1,
+                   target_tiles(group, set * V) + e * run_, 0, gradient_elements * run_, 1,
                    count * tiles_, sums + e * set_lanes<T>, sums_row);
       for (int c = 0; c < channels; ++c) {
         for (int v = 0; v < vectors; ++v)

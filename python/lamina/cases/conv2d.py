@@ -66,7 +66,8 @@ def samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
         wild = made(1, 2, 8, 8)
         wild[0, 0, 0, 0], wild[0, 1, 2, 6], wild[0, 1, 5, 2] = float("nan"), float("inf"), 1e4
         yield sample(f"non-finite, {layout}", wild, (2, 2, 3, 3), algorithm="im2col")
-    yield sample("winograd", draw(2, 3, 7, 6), (5, 3, 3, 3), padding=1, algorithm="winograd")
+    for algorithm in ("winograd", "winograd4"):
+        yield sample(algorithm, draw(2, 3, 7, 6), (5, 3, 3, 3), padding=1, algorithm=algorithm)
     yield sample("same", draw(1, 2, 5, 6), (2, 2, 1, 3), padding="same")
     yield sample("valid, no bias", draw(1, 2, 5, 6), (2, 2, 3, 3), False, padding="valid")
     yield sample("unbatched", draw(3, 5, 5), (2, 3, 3, 3))
@@ -117,6 +118,8 @@ def bad_inputs(device: torch.device) -> Iterator[BadInput]:
     yield bad("name", "activation is 'rleu'; the fused ones are", activation="rleu")
     fixed = {"algorithm": "winograd", "stride": 2}
     yield bad("winograd", r"'winograd' needs a 3x3 kernel.*stride \[2, 2\]", **fixed)
+    fixed = {"algorithm": "winograd4", "dilation": 2}
+    yield bad("winograd4", r"'winograd4' needs a 3x3 kernel.*dilation \[2, 2\]", **fixed)
     yield bad("algorithm", "algorithm is 'fft'; it must be one of auto", algorithm="fft")
 
 
