@@ -1,4 +1,8 @@
-"""Everything that needs a GPU, in one go: the tests, the check, and the benchmarks (`make gpu`).
+"""Everything that needs a GPU, in steps: tests, sanitizer, tuning, benchmarks (`make gpu`).
+
+    make gpu ARGS="--steps check gpu tests sanitize --seconds 540"
+    make gpu ARGS="--steps tune bench --op linear dynamic_routing threshold --seconds 560"
+    make gpu ARGS="--steps bench --op conv2d --seconds 560"
 
 Each step is a process of its own with a time limit, and each writes its log, rows and plot into the
 output folder as it goes: what is done stays, whatever happens to the rest. Exit code 1 if anything
@@ -18,8 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SHARE_OF_TESTS = 0.35
 GRACE = 30  # seconds beyond its budget that a benchmark may take to finish its last case
+STEPS = ("check", "gpu", "tests", "sanitize", "tune", "bench")
+# How the time is shared among the steps that are wanted.
+SHARES = {"check": 1.0, "gpu": 1.5, "tests": 2.5, "sanitize": 2.0, "tune": 3.0, "bench": 6.0}
 
 
 @dataclass(frozen=True)
@@ -36,20 +42,12 @@ class Suite:
         return f"{self.op}_{'_'.join(self.dtypes)}"
 
 
-# Where nothing is said of an op, its suite is all shapes in float32 and bfloat16.
+# Where nothing is said of an op, its suite is all shapes in float32, for a short time.
 SUITES = {
-    "threshold": (Suite("threshold", ("f32", "bf16"), 1.0, ("4M", "64M")),),
-    "linear": (
-        Suite(
-            "linear",
-            ("bf16",),
-            2.0,
-            ("128x1024x1024", "1024x4096x1024", "2048x2048x2048", "4096x3072x768", "32x2048x2048"),
-        ),
-        Suite("linear", ("f32",), 1.0, ("2048x2048x2048", "4096x3072x768")),
-    ),
-    "im2col": (Suite("im2col", ("f32",), 0.3),),
-    "col2im": (Suite("col2im", ("f32",), 0.3),),
+    "threshold": (Suite("threshold", ("f32", "bf16"), 1.0),),
+    "linear": (Suite("linear", ("bf16",), 3.0),),
+    "conv2d": (Suite("conv2d", ("bf16",), 6.0),),
+    "dynamic_routing": (Suite("dynamic_routing", ("f32",), 2.0),),
 }
 
 
@@ -58,7 +56,7 @@ def suites() -> Iterator[Suite]:
     from lamina.spec import specs
 
     for op in specs():
-        yield from SUITES.get(op, (Suite(op, ("f32", "bf16")),))
+        yield from SUITES.get(op, (Suite(op, ("f32",), 0.3),))
 
 
 @dataclass
@@ -116,12 +114,31 @@ def _bench(run: Run, suite: Suite, limit: float, device: str) -> None:
         plot_rows([Row(**row) for row in json.loads(files["json"].read_text())], files["png"])
 
 
+def _step(run: Run, step: str, limit: float, kernels: tuple[str, ...]) -> None:
+    """Any step but the benchmarks."""
+    pytest = ("-m", "pytest", "-q", "-rfEs", "--maxfail=30", "-p", "no:cacheprovider")
+    chosen = " or ".join(kernels)
+    commands = {
+        "check": ("-m", "lamina", "check", "--quick", "--backend", *kernels),
+        "gpu": (*pytest, "tests/test_gpu.py", "-k", f"({chosen}) and not sanitizer"),
+        "tests": (*pytest, "tests", "-k", f"({chosen}) and not host and not offline", "-m not gpu"),
+        "sanitize": (*pytest, "tests/test_gpu.py", "-k", "sanitizer"),
+        "tune": (
+            *("benchmarks/gpu_tune.py", "--seconds", str(max(1, round(limit - GRACE)))),
+            *("--out", str(run.out / "tune")),
+        ),
+    }
+    run.step(step, limit, *commands[step])
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "out/gpu")
-    parser.add_argument("--seconds", type=float, default=450, help="for everything")
+    parser.add_argument("--seconds", type=float, default=540, help="for everything")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--only", choices=("tests", "bench"))
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--op", nargs="+", help="benchmark these only")
     parser.add_argument("--dry-run", action="store_true", help="print the commands")
     args = parser.parse_args()
@@ -130,19 +147,16 @@ def main() -> int:
     run = Run(args.out, time.monotonic() + args.seconds, args.dry_run, [])
     run.step("info", min(60, run.left()), "-m", "lamina", "info", "--probe")
     kernels = ("cuda", "triton") if args.device == "cuda" else ("cpp",)
-    if args.only != "bench":
-        share = args.seconds * (1 if args.only == "tests" else SHARE_OF_TESTS)
-        run.step("check", 0.3 * share, "-m", "lamina", "check", "--backend", *kernels)
-        if importlib.util.find_spec("pytest"):
-            chosen = f"({' or '.join(kernels)}) and not host and not offline"
-            options = ("-q", "-rfE", "--maxfail=30", "-p", "no:cacheprovider", "-k", chosen)
-            run.step("tests", 0.7 * share, "-m", "pytest", *options, "tests")
-        else:
-            print("pytest is not installed here: `lamina check` is all that was tested")
-    if args.only != "tests":
-        wanted = [s for s in suites() if not args.op or s.op in args.op]
-        for i, suite in enumerate(wanted):
-            weight = suite.weight / sum(s.weight for s in wanted[i:])
+    wanted = [step for step in STEPS if step in args.steps]
+    for i, step in enumerate(wanted):
+        # A step that ends early leaves its time to the later ones.
+        share = SHARES[step] / sum(SHARES[later] for later in wanted[i:])
+        if step != "bench":
+            _step(run, step, share * run.left(), kernels)
+            continue
+        chosen = [s for s in suites() if not args.op or s.op in args.op]
+        for j, suite in enumerate(chosen):
+            weight = suite.weight / sum(s.weight for s in chosen[j:])
             _bench(run, suite, weight * run.left(), args.device)
     for name, outcome, seconds in run.done:
         print(f"{name:30} {outcome:15} {seconds:6.1f} s")

@@ -102,6 +102,11 @@ class Spec:
         """The benchmark's shapes."""
         return self._cases.WORKLOADS
 
+    def workloads_on(self, device: torch.device) -> tuple[Workload, ...]:
+        """The same for one device: what keeps a CPU busy is over on a GPU before it began."""
+        on_gpu = device.type == "cuda"
+        return getattr(self._cases, "GPU_WORKLOADS", self.workloads) if on_gpu else self.workloads
+
 
 @cache
 def specs() -> dict[str, Spec]:

@@ -132,8 +132,13 @@ def _workload(
     padding = tuple(k // 2 for k in kernel)
 
     def build(dtype: torch.dtype, device: torch.device) -> Sample:
+        # As networks are run there: the tensor cores want channels together.
+        on_gpu = device.type == "cuda"
+        layout = torch.channels_last if on_gpu else torch.contiguous_format
+
         def draw(*shape: int) -> Tensor:
-            return torch.randn(shape, dtype=dtype, device=device)
+            made = torch.randn(shape, dtype=dtype, device=device)
+            return made.contiguous(memory_format=layout) if len(shape) == 4 else made
 
         fan_in = ins * kernel[0] * kernel[1]
         tensors = (draw(images, ins, size, size), draw(outs, ins, *kernel) / fan_in**0.5)
@@ -178,4 +183,11 @@ WORKLOADS = (
     *(_workload(8, *shape) for shape in (*RESNET18, *RESNET50, *INCEPTION)),
     *(_workload(16, *shape) for shape in RESNET18),
     _workload(1, 8, 8, 8, 3),
+)
+
+GPU_WORKLOADS = (
+    *(_workload(32, *shape) for shape in RESNET18 if shape[3] == 3 and len(shape) == 4),
+    *(_workload(32, *shape) for shape in RESNET50),
+    *(_workload(256, *shape) for shape in ((64, 64, 56, 3), (256, 64, 56, 1), (512, 512, 7, 3))),
+    _workload(32, 3, 64, 224, 7, 2),
 )

@@ -101,3 +101,7 @@ WORKLOADS = tuple(
         (1, 1152, 10, 8, 16),
     )
 )
+GPU_WORKLOADS = tuple(
+    _workload(*shape)
+    for shape in ((128, 1152, 10, 8, 16), (128, 4096, 64, 16, 32), (32, 2048, 32, 16, 16))
+)

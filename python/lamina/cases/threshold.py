@@ -54,3 +54,4 @@ def _workload(millions: int) -> Workload:
 
 
 WORKLOADS = tuple(map(_workload, (1, 4, 16, 64)))
+GPU_WORKLOADS = tuple(map(_workload, (256, 64, 16)))
