@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from functools import wraps
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from lamina.bench import memory, suite, timing
 from lamina.bench.peers import Peer, peers_of
 from lamina.bench.report import best_peer
+from lamina.cases import threshold as cases
 from lamina.cli import main
 from lamina.spec import Sample, Workload, specs
 
@@ -25,8 +27,7 @@ def small(dtype, device):
 @pytest.fixture
 def planted(monkeypatch):
     """One small shape, and peers of which one is wrong and one can't run."""
-    spec = replace(SPEC, workloads=(Workload("16k", small, 1 << 14, 2 << 14, 1.0),))
-    monkeypatch.setattr(suite, "specs", lambda: {"threshold": spec})
+    monkeypatch.setattr(cases, "WORKLOADS", (Workload("16k", small, 1 << 14, 2 << 14, 1.0),))
     right = torch.nn.functional.threshold
     peers = (
         Peer("right", lambda *_: lambda x, t: right(x, t, 0.0)),
@@ -37,7 +38,7 @@ def planted(monkeypatch):
         Peer("easier", lambda *_: lambda x, t: right(x, t, 0.0), apart="it cheats"),
     )
     monkeypatch.setattr(suite, "peers_of", lambda spec: peers)
-    return spec
+    return SPEC
 
 
 def test_rows_of_every_mode(planted, capsys):
@@ -68,6 +69,7 @@ def test_no_speed_for_a_wrong_result(planted, capsys):
 
 
 def test_no_speed_where_lamina_is_wrong(planted, monkeypatch, capsys):
+    @wraps(SPEC.functional)
     def wrong(x, t, *, backend=None):
         return SPEC.functional(x, t) * 1.01
 
