@@ -91,7 +91,9 @@ def product(name: str, m: int, n: int, k: int, dtype: torch.dtype, *, fused: boo
         2.0 * m * n * k,
         copies,
         gemm_config.candidates(target, dtype, precision),
-        gemm_config.choose(target, dtype, precision, m, n, described=True),
+        gemm_config.choose(
+            target, dtype, precision, m, n, described=True, split_depth=k if name == "dW" else 0
+        ),
         run,
     )
 

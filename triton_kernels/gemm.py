@@ -166,7 +166,9 @@ def gemm(
     on_cores = a.dtype == torch.float32 and precision == "ieee" and not target.interpreted
     descriptors = (target.descriptors or target.interpreted) and k > 0 and not on_cores
     described = all(describable(x) or describable(x.t()) for x in (a, b))
-    config = config or choose(target, a.dtype, precision, m, n, described=described)
+    config = config or choose(
+        target, a.dtype, precision, m, n, described=described, split_depth=k if split else 0
+    )
     a_argument, a_descriptor, a_transposed = operand(
         a, (config.block_m, config.block_k), descriptors
     )

@@ -35,6 +35,9 @@ HOPPER = {
     16: (
         GemmConfig(128, 256, 64, 8, 3, subtiles=2, flatten=True),
         GemmConfig(128, 256, 64, 8, 3, subtiles=2),
+        # Four stages fill the shared memory, where no pre-activation is stored as well.
+        GemmConfig(128, 256, 64, 8, 4, subtiles=2, flatten=True),
+        GemmConfig(128, 256, 64, 8, 4, subtiles=2),
         GemmConfig(256, 128, 64, 8, 3, subtiles=2, flatten=True),
         GemmConfig(128, 128, 64, 4, 3, resident=2),
         GemmConfig(128, 128, 128, 8, 3, subtiles=2),
@@ -80,6 +83,8 @@ CDNA = {
     32: (GemmConfig(128, 128, 32, 8, 2), GemmConfig(64, 64, 32, 4, 2, resident=2)),
     64: (GemmConfig(64, 64, 16, 4, 2, resident=2), GemmConfig(32, 32, 16, 4, 2, resident=4)),
 }
+# The share of the processors that a product must keep busy: 128 tiles for 132 are enough.
+FULL = 0.9
 # Tiles this small meet every edge on the shapes of tests.
 INTERPRETED = (GemmConfig(16, 32, 16, 1, 1, group_m=2, subtiles=2),)
 
@@ -98,29 +103,47 @@ def smaller(options: tuple[GemmConfig, ...]) -> tuple[GemmConfig, ...]:
     return tuple(o for o in options if o.block_m * o.block_n <= 128 * 128)
 
 
-def filling(options: tuple[GemmConfig, ...], target: Target, m: int, n: int) -> GemmConfig:
-    """The first configuration that fits a product and fills the device, else the last."""
+def most_splits(config: GemmConfig, depth: int) -> int:
+    """How many parts K can be cut into: one of fewer than 4 steps costs more than it gains."""
+    return max(1, min(depth // (4 * config.block_k), 32))
+
+
+def filling(
+    options: tuple[GemmConfig, ...], target: Target, m: int, n: int, split_depth: int = 0
+) -> GemmConfig:
+    """The first configuration that fits a product and fills the device, else the last.
+
+    Large tiles read least: where K may be cut (`split_depth` is K), its parts fill the device.
+    """
     fitting = [o for o in options if o.block_m <= max(64, m) and o.block_n <= max(64, n)]
     for option in fitting:
-        if triton.cdiv(m, option.block_m) * triton.cdiv(n, option.block_n) >= target.processors:
+        tiles = triton.cdiv(m, option.block_m) * triton.cdiv(n, option.block_n)
+        if tiles * most_splits(option, split_depth) >= FULL * target.processors:
             return option
     return (fitting or options)[-1]
 
 
 def choose(
-    target: Target, dtype: torch.dtype, precision: str, m: int, n: int, *, described: bool
+    target: Target,
+    dtype: torch.dtype,
+    precision: str,
+    m: int,
+    n: int,
+    *,
+    described: bool,
+    split_depth: int = 0,
 ) -> GemmConfig:
     """The configuration for one product; `described`: both operands have descriptors."""
     options = candidates(target, dtype, precision)
-    return filling(options if described else smaller(options), target, m, n)
+    options = options if described else smaller(options)
+    return filling(options, target, m, n, split_depth)
 
 
 def splits_of(target: Target, config: GemmConfig, m: int, n: int, k: int) -> int:
     """How many parts K is cut into, so that few tiles still fill the device."""
     tiles = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)
     room = target.processors * config.resident // max(tiles, 1)
-    # A part shorter than 4 steps costs more in partial sums than it gains.
-    return max(1, min(room, k // (4 * config.block_k), 32))
+    return max(1, min(room, most_splits(config, k)))
 
 
 def precision_of(dtype: torch.dtype) -> str:

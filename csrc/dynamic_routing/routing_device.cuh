@@ -63,7 +63,7 @@ __device__ void load_vector(const RoutingShape& shape, const T* vectors, int64_t
 struct Place {
   int64_t task, sample;
 };
-__device__ Place place_of(int64_t tasks, int64_t group_samples) {
+__device__ inline Place place_of(int64_t tasks, int64_t group_samples) {
   const int64_t task_blocks = ceil_div<int64_t>(tasks, warps);
   return {blockIdx.x % task_blocks * warps + threadIdx.y,
           blockIdx.x / task_blocks * group_samples + threadIdx.x};
