@@ -16,9 +16,6 @@ using Ints = std::vector<int64_t>;
 // Winograd's transforms pay where the products over channels are long.
 constexpr int64_t winograd_channels = 16;
 
-// Images of up to so many pixels are one row to a 1x1 kernel: rows are what fills registers.
-constexpr int64_t one_row = 256;
-
 Activation activation_named(const std::string& name) {
   Activation activation;
   STD_TORCH_CHECK(parse_activation(name, activation), "conv2d: unknown activation '", name, "'");
@@ -60,14 +57,6 @@ Conv2dShape shape_of(const Tensor& input, const Tensor& weight, const Ints& stri
   const bool small_tiles = algorithm == "winograd" || (algorithm == "auto" && pays);
   shape.winograd = !fits || depthwise ? 0 : algorithm == "winograd4" ? 4 : small_tiles ? 2 : 0;
   return shape;
-}
-
-void merge_rows(Conv2dShape& shape) {
-  const bool pointwise = shape.kernel[0] == 1 && shape.kernel[1] == 1 && shape.stride[0] == 1 &&
-                         shape.stride[1] == 1 && shape.padding[0] == 0 && shape.padding[1] == 0;
-  if (!pointwise || shape.height * shape.width > one_row) return;
-  shape.out_width = shape.width *= shape.height;
-  shape.out_height = shape.height = 1;
 }
 
 // A new tensor [N, C, H, W] in one of the two layouts.
@@ -123,7 +112,6 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& given_weig
   args.output = output.data_ptr();
   args.mask = mask ? static_cast<uint8_t*>(saved.data_ptr()) : nullptr;
   args.preactivation = preactivation ? saved.data_ptr() : nullptr;
-  merge_rows(args.shape);
   LAMINA_DISPATCH(conv2d_forward)(args, torch_threads());
   return {output, saved};
 }
@@ -167,7 +155,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& gradient, cons
   args.grad_weight = needs[1] ? sums.data_ptr() : nullptr;
   args.grad_bias = needs[2] ? grad_bias.data_ptr() : nullptr;
   args.grad_residual = needs[3] ? grad_residual.data_ptr() : nullptr;
-  merge_rows(args.shape);
   LAMINA_DISPATCH(conv2d_backward)(args, torch_threads());
   if (needs[1] && sums.data_ptr() != grad_weight.data_ptr())
     torch::stable::copy_(grad_weight, sums);

@@ -1,5 +1,6 @@
 #include "conv2d/conv2d_kernels.h"
 
+#include "conv2d/columns.h"
 #include "conv2d/weight_gradient.h"
 
 namespace lamina {
@@ -36,28 +37,65 @@ void forward(const Conv2dForward& args, const Parallel& parallel) {
   const Conv2dShape& shape = args.shape;
   const Layout input{shape.channels, shape.height * shape.width, shape.channels_last};
   const Layout output{shape.outs, shape.out_height * shape.out_width, shape.channels_last};
+  const Source<S> source{static_cast<const S*>(args.input), input, Activation::none, 0, nullptr, 0};
+  const S* const weight = static_cast<const S*>(args.weight);
+  const Finish<S> to{static_cast<S*>(args.output),
+                     output,
+                     static_cast<const S*>(args.bias),
+                     static_cast<const S*>(args.residual),
+                     args.activation,
+                     static_cast<T>(args.parameter),
+                     args.mask,
+                     output.mask_stride(shape.images),
+                     static_cast<S*>(args.preactivation)};
+  if (is_pointwise(shape)) return pointwise_forward(shape, source, weight, to, parallel);
+  if (has_few_channels(shape)) return columns_forward(shape, source.data, weight, to, parallel);
+
   const int64_t depth = shape.channels / shape.groups, targets = shape.outs / shape.groups;
   const int64_t taps = shape.kernel[0] * shape.kernel[1];
   const Axes axes(shape, false);
-  const Correlation<S> problem{
-      {static_cast<const S*>(args.input), input, Activation::none, 0, nullptr, 0},
-      {static_cast<S*>(args.output), output, static_cast<const S*>(args.bias),
-       static_cast<const S*>(args.residual), args.activation, static_cast<T>(args.parameter),
-       args.mask, output.mask_stride(shape.images), static_cast<S*>(args.preactivation)},
-      shape.images,
-      shape.groups,
-      depth,
-      targets,
-      shape.height,
-      shape.width,
-      shape.out_height,
-      shape.out_width,
-      axes.vertical,
-      axes.horizontal,
-      {static_cast<const S*>(args.weight), targets, depth, taps, depth * taps, taps},
-      targets * depth * taps,
-      shape.winograd,
-      false};
+  const Correlation<S> problem{source,
+                               to,
+                               shape.images,
+                               shape.groups,
+                               depth,
+                               targets,
+                               shape.height,
+                               shape.width,
+                               shape.out_height,
+                               shape.out_width,
+                               axes.vertical,
+                               axes.horizontal,
+                               {weight, targets, depth, taps, depth * taps, taps},
+                               targets * depth * taps,
+                               shape.winograd,
+                               false};
+  Correlator<S>(problem, parallel).run();
+}
+
+// The gradient of the input is the transposed convolution of dZ.
+template <class S>
+void spread_gradient(const Conv2dShape& shape, const Source<S>& gradient, const S* weight,
+                     const Finish<S>& to, const Parallel& parallel) {
+  const int64_t depth = shape.outs / shape.groups, targets = shape.channels / shape.groups;
+  const int64_t taps = shape.kernel[0] * shape.kernel[1];
+  const Axes axes(shape, true);
+  const Correlation<S> problem{gradient,
+                               to,
+                               shape.images,
+                               shape.groups,
+                               depth,
+                               targets,
+                               shape.out_height,
+                               shape.out_width,
+                               shape.height,
+                               shape.width,
+                               axes.vertical,
+                               axes.horizontal,
+                               {weight, targets, depth, taps, taps, targets * taps},
+                               depth * targets * taps,
+                               shape.winograd,
+                               true};
   Correlator<S>(problem, parallel).run();
 }
 
@@ -86,35 +124,36 @@ void backward(const Conv2dBackward& args, const Parallel& parallel) {
   const Conv2dShape& shape = args.shape;
   const Layout input{shape.channels, shape.height * shape.width, shape.channels_last};
   const Layout output{shape.outs, shape.out_height * shape.out_width, shape.channels_last};
-  const int64_t depth = shape.outs / shape.groups, targets = shape.channels / shape.groups;
-  const int64_t taps = shape.kernel[0] * shape.kernel[1];
   const Source<S> gradient{
       static_cast<const S*>(args.gradient), output,     args.activation,
       static_cast<T>(args.parameter),       args.saved, output.mask_stride(shape.images)};
+  const Source<S> source{static_cast<const S*>(args.input), input, Activation::none, 0, nullptr, 0};
+  const S* const weight = static_cast<const S*>(args.weight);
   if (args.grad_input != nullptr) {
-    const Axes axes(shape, true);
-    const Correlation<S> problem{
-        gradient,
-        {static_cast<S*>(args.grad_input), input, nullptr, nullptr, Activation::none, 0, nullptr, 0,
-         nullptr},
-        shape.images,
-        shape.groups,
-        depth,
-        targets,
-        shape.out_height,
-        shape.out_width,
-        shape.height,
-        shape.width,
-        axes.vertical,
-        axes.horizontal,
-        {static_cast<const S*>(args.weight), targets, depth, taps, taps, targets * taps},
-        depth * targets * taps,
-        shape.winograd,
-        true};
-    Correlator<S>(problem, parallel).run();
+    const Finish<S> to{static_cast<S*>(args.grad_input),
+                       input,
+                       nullptr,
+                       nullptr,
+                       Activation::none,
+                       0,
+                       nullptr,
+                       0,
+                       nullptr};
+    if (is_pointwise(shape))
+      pointwise_grad_input(shape, gradient, weight, to, parallel);
+    else
+      spread_gradient(shape, gradient, weight, to, parallel);
   }
-  if (args.grad_weight != nullptr || args.grad_bias != nullptr)
-    WeightGradient<S>(args, gradient, parallel).run();
+  if (args.grad_weight != nullptr || args.grad_bias != nullptr) {
+    if (is_pointwise(shape))
+      pointwise_grad_weight(shape, gradient, source, static_cast<T*>(args.grad_weight),
+                            static_cast<S*>(args.grad_bias), parallel);
+    else if (has_few_channels(shape))
+      columns_grad_weight(shape, gradient, source.data, static_cast<T*>(args.grad_weight),
+                          static_cast<S*>(args.grad_bias), parallel);
+    else
+      WeightGradient<S>(args, gradient, parallel).run();
+  }
   if (args.grad_residual != nullptr)
     with_activation(args.activation, [&](auto f) {
       const Reader<S, decltype(f)::value> reader{gradient};

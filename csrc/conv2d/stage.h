@@ -48,9 +48,10 @@ struct Source {
 template <class S, Activation F>
 struct Reader {
   using T = Accumulator<S>;
-  const Source<S>& from;
+  const Source<S> from;
 
-  Vector<T> operator()(int64_t image, int64_t channel, int64_t pixel, int count) const {
+  inline __attribute__((always_inline)) Vector<T> operator()(int64_t image, int64_t channel,
+                                                             int64_t pixel, int count) const {
     const int64_t offset = from.layout.offset(image, channel, pixel);
     const Vector<T> value = read(from.data + offset, count);
     if constexpr (F == Activation::none) {
@@ -156,10 +157,10 @@ template <class S, Activation F>
 struct Finisher {
   using T = Accumulator<S>;
   static constexpr int L = lanes<T>;
-  const Finish<S>& to;
+  const Finish<S> to;
 
   // One vector, whose bits (one a lane) of the mask it returns.
-  uint32_t put(Vector<T> z, int64_t offset, int count) const {
+  inline __attribute__((always_inline)) uint32_t put(Vector<T> z, int64_t offset, int count) const {
     if (to.residual != nullptr)
       z += count == L ? load(to.residual + offset) : load(to.residual + offset, count);
     if constexpr (saves_preactivation(F)) {

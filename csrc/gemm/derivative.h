@@ -68,6 +68,21 @@ inline void with_derivative_loader(const SavedGradient<Source>& from, int64_t ah
   });
 }
 
+// sums[i] = the sum of panel[d * WIDTH + i] over d < depths.
+template <class T, int WIDTH>
+inline void sum_over_depth(const T* panel, int count, int depths, T* sums) {
+#pragma GCC unroll 4
+  for (int base = 0; base < WIDTH; base += lanes<T>) {
+    if (base >= count) break;
+    // Eight running sums: short chains of additions, which is more exact and faster.
+    Vector<T> sum[8] = {};
+    for (int d = 0; d < depths; ++d) sum[d % 8] += load(panel + d * WIDTH + base);
+    const Vector<T> total =
+        ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+    store(sums + base, total, count - base < lanes<T> ? count - base : lanes<T>);
+  }
+}
+
 // dZ[rows, columns] as an operand: panels along the rows, depth along the columns.
 template <class T, class Source>
 struct DerivativeByRow {
@@ -101,27 +116,18 @@ struct DerivativeByColumn {
   template <int WIDTH>
   void packed(const T* panel, int64_t first, int count, int64_t depth, int depths) const {
     if (partial_sums == nullptr) return;
-    T* const sums = partial_sums + depth / blocking.depth * columns + first;
-#pragma GCC unroll 4
-    for (int base = 0; base < WIDTH; base += lanes<T>) {
-      if (base >= count) break;
-      // Eight running sums: short chains of additions, which is more exact and faster.
-      Vector<T> sum[8] = {};
-      for (int d = 0; d < depths; ++d) sum[d % 8] += load(panel + d * WIDTH + base);
-      const Vector<T> total =
-          ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
-      store(sums + base, total, count - base < lanes<T> ? count - base : lanes<T>);
-    }
+    sum_over_depth<T, WIDTH>(panel, count, depths,
+                             partial_sums + depth / blocking.depth * columns + first);
   }
 };
 
-// The partial sums of dz [rows, columns] where no GEMM packs it.
-template <class T, class Source>
-void sum_packed(const DerivativeByColumn<T, Source>& dz, int64_t rows, const Parallel& parallel) {
+// The partial sums of an operand dZ [rows, columns], depth along the rows, where no GEMM packs it.
+template <class T, class Operand>
+void sum_packed(const Operand& dz, int64_t columns, int64_t rows, const Parallel& parallel) {
   constexpr int C = tile_columns<T>;
-  parallel_for(parallel, static_cast<int>((dz.columns + C - 1) / C), [&](int task) {
+  parallel_for(parallel, static_cast<int>((columns + C - 1) / C), [&](int task) {
     const int64_t first = static_cast<int64_t>(task) * C;
-    const int count = static_cast<int>(dz.columns - first < C ? dz.columns - first : C);
+    const int count = static_cast<int>(columns - first < C ? columns - first : C);
     T panel[blocking.depth * C];
     for (int64_t depth = 0; depth < rows; depth += blocking.depth) {
       const int64_t left = rows - depth;

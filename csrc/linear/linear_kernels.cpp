@@ -98,7 +98,7 @@ void backward(const LinearBackward& args, const Parallel& parallel) {
       gemm<T>(args.n, args.k, args.m, dz, input, StoreRows<T, S>{grad_weight, args.k}, parallel);
   }
   if (args.grad_bias != nullptr) {
-    if (args.grad_weight == nullptr || args.k == 0) sum_packed(dz, args.m, parallel);
+    if (args.grad_weight == nullptr || args.k == 0) sum_packed<T>(dz, args.n, args.m, parallel);
     add_partial_sums(sums, linear_sum_blocks(args.m), args.n, static_cast<S*>(args.grad_bias));
   }
 }
