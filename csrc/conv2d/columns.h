@@ -56,8 +56,7 @@ struct ColumnLoader {
     input = from.input + (run.image * from.shape.channels * height + y) * width + x;
   }
 
-  inline __attribute__((always_inline)) Vector<T> operator()(int64_t row, int64_t column,
-                                                             int count) const {
+  LAMINA_INLINE Vector<T> operator()(int64_t row, int64_t column, int count) const {
     const ColumnRow at = rows[row];
     const int64_t first = x + at.x + column * stride;
     if (y + at.y < 0 || y + at.y >= height) return Vector<T>{};

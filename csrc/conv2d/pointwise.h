@@ -51,9 +51,7 @@ struct ChannelLoader {
   const bool dense;
   const int64_t ahead;
 
-  inline __attribute__((always_inline)) Vector<Accumulator<S>> operator()(int64_t row,
-                                                                          int64_t column,
-                                                                          int count) const {
+  LAMINA_INLINE Vector<Accumulator<S>> operator()(int64_t row, int64_t column, int count) const {
     const int64_t pixel = dense ? row : grid.pixel(row);
     __builtin_prefetch(reader.from.data + reader.from.layout.offset(0, column, pixel) + ahead);
     return reader(0, column, pixel, count);
@@ -78,9 +76,7 @@ struct PixelLoader {
   const PixelGrid::Run run;
   const int64_t stride;
 
-  inline __attribute__((always_inline)) Vector<Accumulator<S>> operator()(int64_t row,
-                                                                          int64_t column,
-                                                                          int count) const {
+  LAMINA_INLINE Vector<Accumulator<S>> operator()(int64_t row, int64_t column, int count) const {
     const int64_t pixel = run.pixel + column * stride;
     const S* const source = reader.from.data + reader.from.layout.offset(run.image, row, pixel);
     __builtin_prefetch(source + ahead_bytes / sizeof(S));

@@ -12,6 +12,14 @@ namespace lamina {
 namespace LAMINA_ISA {
 namespace {
 
+// What packing and epilogues do for each vector is always inlined, but for the baseline, where GCC
+// 12 crashes on it (in gimple_expand_vec_cond_expr).
+#if defined(__AVX2__)
+#  define LAMINA_INLINE inline __attribute__((always_inline))
+#else
+#  define LAMINA_INLINE __attribute__((noinline))
+#endif
+
 // Where element (image, channel, pixel) of a tensor lies, and which of the two directions is dense.
 struct Layout {
   int64_t channels, pixels;
@@ -50,8 +58,8 @@ struct Reader {
   using T = Accumulator<S>;
   const Source<S> from;
 
-  inline __attribute__((always_inline)) Vector<T> operator()(int64_t image, int64_t channel,
-                                                             int64_t pixel, int count) const {
+  LAMINA_INLINE Vector<T> operator()(int64_t image, int64_t channel, int64_t pixel,
+                                     int count) const {
     const int64_t offset = from.layout.offset(image, channel, pixel);
     const Vector<T> value = read(from.data + offset, count);
     if constexpr (F == Activation::none) {
@@ -160,7 +168,7 @@ struct Finisher {
   const Finish<S> to;
 
   // One vector, whose bits (one a lane) of the mask it returns.
-  inline __attribute__((always_inline)) uint32_t put(Vector<T> z, int64_t offset, int count) const {
+  LAMINA_INLINE uint32_t put(Vector<T> z, int64_t offset, int count) const {
     if (to.residual != nullptr)
       z += count == L ? load(to.residual + offset) : load(to.residual + offset, count);
     if constexpr (saves_preactivation(F)) {
