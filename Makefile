@@ -41,7 +41,7 @@ sanitize: $(VENV)/test
 	$(VENV)/bin/cmake --build build/sanitize
 	LAMINA_MODULES=build/sanitize LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-	  $(VENV)/bin/python -m pytest -k "cpp and not compile" $(ARGS)
+	  $(VENV)/bin/python -m pytest --capture=sys -k "cpp and not compile" $(ARGS)
 
 # On a machine with a GPU: its own python, torch, triton and nvcc, nothing fetched. Compiled for the
 # GPU that is there alone, which takes a third of the time.

@@ -103,7 +103,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& given_weig
                  : !mask         ? empty_bytes(input, {0})
                  : channels_last ? empty_bytes(input, {pixels, (shape.outs + 7) / 8})
                                  : empty_bytes(input, {shape.outs, (pixels + 7) / 8});
-  if (mask) std::memset(saved.data_ptr(), 0, saved.numel());
+  if (mask && saved.numel() > 0) std::memset(saved.data_ptr(), 0, saved.numel());
 
   args.input = input.data_ptr();
   args.weight = weight.data_ptr();

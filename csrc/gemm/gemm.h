@@ -173,7 +173,8 @@ class Gemm {
   // them while they are in its L2.
   void run_shared() {
     const int64_t chunks = k_ > 0 ? ceil_div(k_, chunk_depth) : 1;
-    const int64_t chunk = round_up(ceil_div(k_, chunks), blocking.depth);
+    // At least one pass, also without any depth: then the sums are zeros for the epilogue.
+    const int64_t chunk = k_ > 0 ? round_up(ceil_div(k_, chunks), blocking.depth) : blocking.depth;
     const bool own_b = rows_.panels <= 2 * blocking.row_tiles;
     const int64_t block =
         own_b ? rows_.panels : ceil_div(rows_.panels, ceil_div(rows_.panels, blocking.row_tiles));

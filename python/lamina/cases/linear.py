@@ -46,6 +46,8 @@ def samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
         ("no rows", (0, 4), 3),
         ("no ins", (3, 0), 4),
         ("no outs", (3, 4), 0),
+        ("no rows, many outs", (0, 70), 700),
+        ("no ins, many rows", (300, 0), 70),
     ):
         yield sample(name, draw(*shape), outs, activation="relu")
     frozen = draw(5, 4)
