@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lamina import demo
+from lamina.demo import training
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("sklearn") is None, reason="the digits come with scikit-learn"
@@ -25,6 +26,9 @@ def test_experiment_agrees(experiment, tmp_path, capsys):
     assert outcome.agrees, (outcome.loss_difference, outcome.lamina.accuracy)
     demo.plot([outcome], tmp_path / "demo.png")
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    if experiment.draw:
+        torch.testing.assert_close(outcome.lamina.drawn, outcome.torch.drawn, rtol=0, atol=1e-3)
+        assert outcome.lamina.saved_bytes < outcome.torch.saved_bytes / 2
 
 
 class Detached(nn.Module):
@@ -46,11 +50,11 @@ def test_a_wrong_layer_differs():
         lamina=Detached,
     )
     assert not train(right, 3).agrees
-    assert train(right, 3).loss_difference > demo.LOSS_TOLERANCE
+    assert train(right, 3).loss_difference > training.LOSS_TOLERANCE
 
 
 def test_digits_are_the_real_ones():
-    pixels, labels = demo.digits()
+    pixels, labels = training.digits()
     assert pixels.shape == (1797, 64)
     assert labels.bincount().min() > 170
     assert pixels.max() == 1.0

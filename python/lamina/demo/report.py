@@ -80,7 +80,7 @@ def _draw(axis: Axes, found: Outcome) -> None:
     rows = {"digit": found.digits, "torch": found.torch.drawn, "lamina": found.lamina.drawn}
     side = found.digits.shape[-1]
     image = torch.cat([torch.cat(list(images.squeeze(1)), dim=1) for images in rows.values()])
-    axis.imshow(image, cmap="gray")
+    axis.imshow(image.numpy(), cmap="gray")
     axis.set_yticks([side * (i + 0.5) - 0.5 for i in range(len(rows))], list(rows))
     axis.set_xticks([])
     axis.set_title(f"{found.experiment.name}: test digits and their reconstructions")
