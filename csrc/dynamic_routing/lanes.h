@@ -17,7 +17,7 @@ struct ExpConstants;
 
 template <>
 struct ExpConstants<float> {
-  using Bits = int32_t;
+  using Bits = uint32_t;
   static constexpr int mantissa = 23, degree = 7;
   static constexpr float lowest = -87.3f, shift = 12582912.f;  // 1.5 * 2^23
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
@@ -25,7 +25,7 @@ struct ExpConstants<float> {
 
 template <>
 struct ExpConstants<double> {
-  using Bits = int64_t;
+  using Bits = uint64_t;
   static constexpr int mantissa = 52, degree = 13;
   static constexpr double lowest = -708.0, shift = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double ln2_high = 6.93147180369123816490e-01;
