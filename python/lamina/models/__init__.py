@@ -1,5 +1,6 @@
 """Models composed from the layers."""
 
 from lamina.models.capsnet import CapsNet
+from lamina.models.mlp import MLP
 
-__all__ = ["CapsNet"]
+__all__ = ["MLP", "CapsNet"]

@@ -1,0 +1,67 @@
+"""Training on two processes (gloo): DDP and FSDP2 give the gradients of one process."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import lamina
+
+WORLD = 2
+pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
+
+
+def model() -> nn.Module:
+    """Every layer whose kernels run, wide enough that automatic choice takes them."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        lamina.Conv2dReLU(16, 16, 3, padding=1),
+        nn.Flatten(),
+        lamina.LinearReLU(16 * 8 * 8, 320),
+        lamina.ThresholdReLU(0.01),
+        nn.Unflatten(1, (40, 8)),
+        lamina.DynamicRouting(40, 10, 8, 16),
+    )
+
+
+def batch() -> torch.Tensor:
+    return torch.randn(16, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def loss(output: torch.Tensor) -> torch.Tensor:
+    return output.square().sum(-1).mean()
+
+
+def _worker(rank: int, shard: bool, file: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=WORLD)
+    try:
+        if shard:
+            trained = model()
+            for layer in (trained[0], trained[2], trained[5]):
+                fully_shard(layer)
+            fully_shard(trained)
+        else:
+            trained = DistributedDataParallel(model())
+        part = batch().chunk(WORLD)[rank]
+        with lamina.backends.record_decisions() as decisions:
+            loss(trained(part)).backward()
+        assert {d.backend for d in decisions if d.op != "threshold"} == {"cpp"}
+        alone = model()
+        loss(alone(batch())).backward()
+        for found, expected in zip(trained.parameters(), alone.parameters(), strict=True):
+            grad = found.grad.full_tensor() if shard else found.grad
+            torch.testing.assert_close(grad, expected.grad, rtol=1e-4, atol=1e-7)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.skipif(bool(lamina.backends.missing["cpp"]), reason="the C++ module is not built")
+@pytest.mark.parametrize("shard", [False, True], ids=["DDP", "FSDP2"])
+def test_two_processes_give_the_gradients_of_one(shard, tmp_path):
+    mp.spawn(_worker, args=(shard, str(tmp_path / "rendezvous")), nprocs=WORLD)
