@@ -144,6 +144,14 @@ def test_dynamic_shapes_compile_once():
         torch.testing.assert_close(compiled(x), layer(x))
 
 
+def test_layers_tell_shapes_on_the_meta_device():
+    with torch.device("meta"):
+        model = torch.nn.Sequential(
+            lamina.ConvBatchNormReLU2d(3, 64, 3), lamina.LinearReLU(30, 512)
+        )
+        assert model(torch.empty(64, 3, 32, 32)).shape == (64, 64, 30, 512)
+
+
 def test_every_spec_is_complete():
     for spec in specs().values():
         samples = list(spec.samples(torch.float32, torch.device("cpu")))

@@ -30,7 +30,9 @@ def check_alike(op: str, name: str, tensor: torch.Tensor, other: str, like: torc
 def autocast_dtype(tensor: torch.Tensor) -> torch.dtype | None:
     """The dtype that autocast asks of matrix products on this tensor's device, or None."""
     kind = tensor.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    # Devices such as meta have no autocast, and torch raises where asked whether it is on.
+    enabled = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if enabled else None
 
 
 def cast(tensor: object, dtype: torch.dtype) -> object:

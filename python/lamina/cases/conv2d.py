@@ -114,6 +114,7 @@ def bad_inputs(device: torch.device) -> Iterator[BadInput]:
     yield bad("bias dtype", "bias is torch.float16", x, w, b.half(), error=TypeError)
     yield bad("integers", "input must be of a floating", x.long(), w, error=TypeError)
     yield bad("devices", "weight is on meta and input on", x, w.to("meta"))
+    yield bad("bias device", "bias is on meta and input on", x, w, b.to("meta"))
     yield bad("list", "input must be a Tensor, got list", [1.0], w, error=TypeError)
     yield bad("name", "activation is 'rleu'; the fused ones are", activation="rleu")
     fixed = {"algorithm": "winograd", "stride": 2}

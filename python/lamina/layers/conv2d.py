@@ -261,18 +261,18 @@ def _small(
     As in lamina.layers.linear: only what ATen would get wrong in silence is looked at.
     """
     try:
+        outs, _, _, _ = weight.shape
         if (
-            input.numel() * weight.size(0) >= _SMALL
-            or not (input.is_cpu and weight.is_cpu)
+            input.numel() * outs >= _SMALL
+            or not (input.is_cpu and weight.is_cpu and (bias is None or bias.is_cpu))
             or input.dtype not in _FLOATS
-            or weight.dim() != 4
             or type(groups) is not int
         ):
             return None
         finish = FINISH[activation]
         output = torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
         return finish(output) if finish else output
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError):
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
         return None
 
 
