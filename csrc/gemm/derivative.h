@@ -37,7 +37,9 @@ struct DerivativeLoader {
   const SavedGradient<Source>& from;
   int64_t ahead;  // as in MatrixLoader
 
-  Vector<T> operator()(int64_t row, int64_t column, int count) const {
+  // The packers' inner loops call it once a vector, which GCC takes for too often to inline it.
+  __attribute__((always_inline)) Vector<T> operator()(int64_t row, int64_t column,
+                                                      int count) const {
     const MatrixLoader<T, Source, CONTIGUOUS> gradients{from.gradient, from.row_stride,
                                                         from.column_stride, ahead};
     const Vector<T> gradient = gradients(row, column, count);
