@@ -428,14 +428,18 @@ def _slower(
     options = Options(*options)
     if input.numel() * weight.shape[0] < _SMALL:
         return "below 2^16 elements times out_channels ATen's shorter call wins"
-    training = torch.is_grad_enabled() and weight.requires_grad
-    thin = weight.shape[1] < 8 and weight.shape[1] == input.shape[1]
-    if backend == "cpp" and training and thin and input.dtype == torch.float32:
-        return "with fewer than 8 channels oneDNN's gradient of the weight is faster"
-    strided = max(options.stride) > 1 and weight.shape[-1] > 1
-    automatic = options.algorithm == "auto"
-    if backend == "cpp" and strided and input.dtype == torch.float32 and automatic:
-        return "with a stride oneDNN's convolution is level or ahead"
+    kernel, one = tuple(weight.shape[2:]), (1, 1)
+    measured = backend == "cpp" and input.dtype == torch.float32 and options.algorithm == "auto"
+    if not measured or kernel == one or (options.groups > 1 and max(options.stride) == 1):
+        return None
+    # What csrc/conv2d/columns.h takes.
+    few = input.shape[1] <= 4 and options.groups == 1 and input.is_contiguous()
+    filters_3x3 = kernel == (3, 3) and tuple(options.stride) == tuple(options.dilation) == one
+    if not few and not filters_3x3:
+        return (
+            "beside 1x1, 3x3 with stride 1 and inputs of up to 4 channels "
+            "oneDNN's convolution is level or ahead"
+        )
     return None
 
 
