@@ -81,7 +81,8 @@ def test_matches_the_reference(case, over):
         0.0 if case.get("squash", "exact") == "exact" else 1e-3,
     )
     tensors = (u, weight, bias, prior)
-    exact, exact_couplings = definition.route(*tensors, mask, iterations, over, detach, *options)
+    wanted = definition.Options(iterations, over, detach, *options)
+    exact, exact_couplings = definition.route(*tensors, mask, wanted)
     grad = torch.randn_like(exact)
     leaves = [t for t in tensors if t is not None]
     wanted = gradients(exact, leaves, grad)

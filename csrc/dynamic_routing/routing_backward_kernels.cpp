@@ -1,10 +1,13 @@
 #include "dynamic_routing/dynamic_routing_kernels.h"
+#include "dynamic_routing/outer_products.h"
 #include "dynamic_routing/routing_step.h"
 
 namespace lamina {
 namespace LAMINA_ISA {
 namespace {
 
+// The most products that one sum in registers runs over.
+constexpr int64_t chain = 64;
 // Couplings kept between the passes; more where the weight itself is larger.
 constexpr int64_t kept_bytes = 24 << 20;
 
@@ -32,7 +35,8 @@ class Backward : RoutingStep<T, P> {
         first_(first(args)),
         stop_(stop(args)),
         slots_(slots(args)),
-        own_(O * E * S) {
+        own_(O * E * S),
+        outer_{in_.shared ? E : O * E, D} {
     const int64_t tiles = Step::group_tiles_, sums = Step::sums();
     Step::lay_out(arena);
     arena.take(s_, steps_ * tiles * own_);
@@ -50,12 +54,12 @@ class Backward : RoutingStep<T, P> {
       arena.take(sbar_, steps_ * tiles * sums);
       arena.take(coupled_, Step::chunks_ * tiles * sums);
       arena.take(weighted_u_, (2 * steps_ + 1) * tiles * sums);
-      arena.take(products_, O * products(E));
+      arena.take(products_, O * outer_.numbers());
     } else {
       v_ = own_v_;
       sbar_ = own_sbar_;
       arena.take(x_, Step::tasks_ * Step::block_ * own_);
-      arena.take(products_, Step::tasks_ * Step::block_ * products(O * E));
+      arena.take(products_, Step::tasks_ * Step::block_ * outer_.numbers());
     }
     used = arena.used;
   }
@@ -114,8 +118,6 @@ class Backward : RoutingStep<T, P> {
     return max(kept_bytes,
                (in.shared ? 1 : in.in_capsules) * in.out_capsules * in.out_dim * in.in_dim * size);
   }
-  // Numbers of a grad_weight [rows, D], as add_products leaves it.
-  int64_t products(int64_t rows) const { return ceil_div(rows, P::width) * P::width * D; }
   int64_t at(int64_t t, int64_t tile_numbers) const {
     return t * Step::group_tiles_ * tile_numbers;
   }
@@ -359,11 +361,11 @@ class Backward : RoutingStep<T, P> {
   void differentiate(int task, int64_t begin, int64_t end) {
     T* block = x_ + task * Step::block_ * own_;
     T* grad_u = grad_u_ + task * Step::block_ * D * S;
-    T* outer = products_ + task * Step::block_ * products(O * E);
+    T* sums = products_ + task * Step::block_ * outer_.numbers();
     const auto w = Step::gather_weights(begin, end,
                                         Step::weights_ + task * Step::weight_capsules_ * O * E * D);
     if (args_.grad_weight != nullptr)
-      __builtin_memset(outer, 0, (end - begin) * products(O * E) * sizeof(T));
+      __builtin_memset(sums, 0, (end - begin) * outer_.numbers() * sizeof(T));
     for (int64_t tile = 0; tile < Step::tiles_; ++tile) {
       const bool last = tile + 1 == Step::tiles_;
       const T* next = kept(last ? 0 : tile + 1, last ? end : begin, 0);
@@ -372,104 +374,37 @@ class Backward : RoutingStep<T, P> {
       });
       for (int64_t i = begin; i < end; ++i) {
         const T* x = block + (i - begin) * own_;
-        if (args_.grad_u != nullptr)
-          product<P>({D, Step::sd_, O, w.out_stride, E, Step::se_, w.out_stride}, w.at(i, 0), x,
-                     [&](int64_t d, const P& y) { y.store(grad_u + ((i - begin) * D + d) * S); });
+        if (args_.grad_u != nullptr) add_grad_u(w, i, x, grad_u + (i - begin) * D * S);
         if (args_.grad_weight != nullptr)
-          add_products(O * E, x, Step::u(tile, i), tile, outer + (i - begin) * products(O * E));
+          outer_.add(x, Step::u(tile, i), Step::count(tile), sums + (i - begin) * outer_.numbers());
       }
       if (args_.grad_u != nullptr) store_grad_u(tile, begin, end, grad_u);
     }
     if (args_.grad_weight == nullptr) return;
     for (int64_t i = begin; i < end; ++i)
-      store_products(O * E, outer + (i - begin) * products(O * E), grad_weight(0, i));
+      store_grad_weight(sums + (i - begin) * outer_.numbers(), 0, i);
   }
 
-  // sums += sum over the tile's samples of x [rows] y [D], a vector of rows of x after the other: x
-  // is transposed, so that no sum over lanes remains.
-  void add_products(int64_t rows, const T* x, const T* y, int64_t tile, T* sums) const {
-    using Vec = typename P::Vec;
-    constexpr int width = P::width;
-    const int count = Step::count(tile);
-    for (int64_t row = 0; row < rows; row += 2 * width, sums += 2 * width * D) {
-      alignas(64) T turned[S][2][width];
-      for (int half = 0; half < 2; ++half)
-        for (int lane = 0; lane < S; lane += width) {
-          Vec a[width];
-#pragma GCC unroll 16
-          for (int r = 0; r < width; ++r)
-            a[r] =
-                *reinterpret_cast<const Vec*>(x + min(row + half * width + r, rows - 1) * S + lane);
-          transpose<P>(a);
-#pragma GCC unroll 16
-          for (int l = 0; l < width; ++l) *reinterpret_cast<Vec*>(turned[lane + l][half]) = a[l];
-        }
-      const bool both = row + width < rows;
-      in_blocks<accumulators / 2>(D, [&](auto size, int64_t d) {
-        constexpr int N = decltype(size)::value;
-        Vec sum[2][N];
-#pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) sum[0][n] = sum[1][n] = Vec{};
-        for (int sample = 0; sample < count; ++sample) {
-          const Vec first = *reinterpret_cast<const Vec*>(turned[sample][0]);
-          const Vec second = *reinterpret_cast<const Vec*>(turned[sample][1]);
-#pragma GCC unroll 8
-          for (int n = 0; n < N; ++n) {
-            const Vec right = y[(d + n) * S + sample] - Vec{};
-            sum[0][n] += first * right;
-            sum[1][n] += second * right;
-          }
-        }
-        Vec* to = reinterpret_cast<Vec*>(sums) + d;
-#pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) {
-          to[n] += sum[0][n];
-          if (both) to[D + n] += sum[1][n];
-        }
-      });
-    }
+  // W_i^T X_i into `sums` [D]. One chain of roundings for each few out-capsules.
+  void add_grad_u(const typename Step::Weights& w, int64_t i, const T* x, T* sums) const {
+    const int64_t step = max(chain / E, 1);
+    for (int64_t j = 0; j < O; j += step)
+      product<P>({D, Step::sd_, min(step, O - j), w.out_stride, E, Step::se_, w.out_stride},
+                 w.at(i, j), x + j * E * S, [&](int64_t d, const P& y) {
+                   (j == 0 ? y : P::load(sums + d * S) + y).store(sums + d * S);
+                 });
   }
 
-  // The rows are numbered by (out-capsule, its dimension).
-  void store_products(int64_t rows, const T* sums, T* grad) const {
-    using Vec = typename P::Vec;
-    constexpr int width = P::width;
-    const int64_t* stride = args_.grad_weight_stride;
-    int64_t j = 0, e = 0;
-    for (int64_t row = 0; row < rows; row += width, sums += width * D) {
-      const int count = int(min(width, rows - row));
-      T* to[width];
-      for (int r = 0; r < count; ++r) {
-        to[r] = grad + j * stride[0] + e * stride[2];
-        __builtin_prefetch(to[r] + 4 * stride[0], 1);
-        if (++e == E) e = 0, ++j;
-      }
-      for (int64_t d = 0; d < D; d += width) {
-        const int columns = int(min(width, D - d));
-        Vec a[width];
-#pragma GCC unroll 16
-        for (int c = 0; c < width; ++c)
-          a[c] = c < columns ? reinterpret_cast<const Vec*>(sums)[d + c] : Vec{};
-        transpose<P>(a);
-        for (int r = 0; r < count; ++r) {
-          T* out = to[r] + d * stride[3];
-          if (stride[3] == 1 && !add_)
-            store_some<P>(out, a[r], columns);
-          else
-            for (int c = 0; c < columns; ++c, out += stride[3])
-              *out = (add_ ? *out : T(0)) + a[r][c];
-        }
-      }
-    }
-  }
   void store_grad_u(int64_t tile, int64_t begin, int64_t end, const T* packs) const {
     from_packs<P>(packs, (end - begin) * D,
                   static_cast<T*>(args_.grad_u) + (Step::sample(tile) * I + begin) * D, I * D,
                   Step::count(tile));
   }
-  T* grad_weight(int64_t j, int64_t i) const {
-    return static_cast<T*>(args_.grad_weight) + j * args_.grad_weight_stride[0] +
-           i * args_.grad_weight_stride[1];
+  // From out-capsule j on.
+  void store_grad_weight(const T* sums, int64_t j, int64_t i) const {
+    const int64_t* stride = args_.grad_weight_stride;
+    T* to = static_cast<T*>(args_.grad_weight) + j * stride[0] + i * stride[1];
+    outer_.store(sums, E, stride, add_, to);
   }
 
   void shared_grad_u(int task, int64_t begin, int64_t end) {
@@ -497,17 +432,17 @@ class Backward : RoutingStep<T, P> {
 
   // W_j's gradient: every term's vector times its weighted sum of u.
   void shared_grad_weight(int64_t j) {
-    T* sums = products_ + j * products(E);
-    __builtin_memset(sums, 0, products(E) * sizeof(T));
+    T* sums = products_ + j * outer_.numbers();
+    __builtin_memset(sums, 0, outer_.numbers() * sizeof(T));
     for (int64_t tile = 0; tile < Step::tiles_; ++tile) {
       const auto add_term = [&](const T* own, const T* weighted_u) {
-        add_products(E, own + tile * own_ + j * E * S, weighted_u + tile * Step::sums() + j * D * S,
-                     tile, sums);
+        outer_.add(own + tile * own_ + j * E * S, weighted_u + tile * Step::sums() + j * D * S,
+                   Step::count(tile), sums);
       };
       if (starts_alike()) add_term(own_sbar_, weighted_u_ + at(2 * steps_, Step::sums()));
       for (int k = 0; k < term_count_; ++k) add_term(terms_[k].own, terms_[k].weighted_u);
     }
-    store_products(E, sums, grad_weight(j, 0));
+    store_grad_weight(sums, j, 0);
   }
 
   static T lane_sum(const P& x) {
@@ -547,8 +482,9 @@ class Backward : RoutingStep<T, P> {
 
   const RoutingBackward& args_;
   const int steps_, first_, stop_, slots_;
-  const int64_t own_;  // numbers of a tile in the out-capsules' own space
-  bool add_ = false;   // to what the groups before have written
+  const int64_t own_;                // numbers of a tile in the out-capsules' own space
+  const OuterProducts<P, T> outer_;  // grad_weight of an in-capsule, or of a shared W_j
+  bool add_ = false;                 // to what the groups before have written
   int term_count_ = 0;
   int64_t kept_tile_, kept_in_, kept_out_;
   T *s_, *own_v_, *own_sbar_, *v_, *sbar_, *rest_, *step_, *base_, *delta_, *kept_;

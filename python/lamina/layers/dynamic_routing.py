@@ -11,7 +11,7 @@ computes votes and coupling coefficients again. Where u is 0, s and its gradient
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from lamina.fakes import fake
 from lamina.layers.routing_pass import (
     coupling_coefficients,
     dense,
+    fake_gradients,
     oied_view,
     routing_arguments,
     votes_of,
@@ -32,25 +33,42 @@ from lamina.layers.squash import reference as squash_reference
 from lamina.spec import Spec
 
 
+class Options(NamedTuple):
+    """What the routing is told beside its tensors."""
+
+    iterations: int
+    coupling_dim: str
+    detach_votes: bool
+    leaky: bool
+    accumulate: bool
+    scale: float
+    squash: str
+    eps: float
+
+    @property
+    def of_forward(self) -> tuple[Any, ...]:
+        """In the order of the forward schema: it does not ask where gradients go."""
+        return (self.iterations, self.coupling_dim, *self[3:])
+
+    @property
+    def of_backward(self) -> tuple[Any, ...]:
+        """In the order of the backward schema: s says how many iterations there were."""
+        return self[1:]
+
+
 def route(
     u: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     prior: Tensor | None,
     mask: Tensor | None,
-    iterations: int,
-    coupling_dim: str,
-    detach_votes: bool,
-    leaky: bool,
-    accumulate: bool,
-    scale: float,
-    squash: str,
-    eps: float,
+    options: Options,
 ) -> tuple[Tensor, Tensor]:
     """The definition, on a weight [O, I, E, D] or [O, E, D].
 
     (v [B, O, E], coupling coefficients [B, I, O] of the last iteration, without gradient)
     """
+    iterations, coupling_dim, detach_votes, leaky, accumulate, scale, squash, eps = options
     votes = votes_of(u, weight)
     constant = votes.detach() if detach_votes else votes
     b0 = votes.new_zeros(votes.shape[:3]) if prior is None else prior.expand(votes.shape[:3])
@@ -94,14 +112,14 @@ def reference(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`route` on the arguments of `dynamic_routing`."""
     _check_options("dynamic_routing", iterations, squash, eps)
-    tensors = routing_arguments(
+    tensors, dtype = routing_arguments(
         "dynamic_routing", u, weight, ("bias", bias), prior, mask, coupling_dim, scale,
         weight_layout, out_capsules,
     )  # fmt: skip
-    options = (iterations, coupling_dim, detach_votes, leaky, accumulate, scale, squash, eps)
+    options = Options(iterations, coupling_dim, detach_votes, leaky, accumulate, scale, squash, eps)
     with torch.autocast(u.device.type, enabled=False):
-        v, couplings = route(*tensors, *options)
-    return (v, couplings) if return_couplings else v
+        v, couplings = route(*tensors, options)
+    return (v.to(dtype), couplings.to(dtype)) if return_couplings else v.to(dtype)
 
 
 @fake("dynamic_routing_forward")
@@ -112,15 +130,9 @@ def _forward_fake(
     prior: Tensor | None,
     mask: Tensor | None,
     iterations: int,
-    coupling_dim: str,
-    leaky: bool,
-    accumulate: bool,
-    scale: float,
-    squash: str,
-    eps: float,
-    save: bool,
-    return_couplings: bool,
+    *call: Any,
 ) -> tuple[Tensor | None, ...]:
+    *_, save, return_couplings = call
     batch, ins, _ = u.shape
     outs, out_dim = weight.shape[0], weight.shape[-2]
     return (
@@ -130,30 +142,7 @@ def _forward_fake(
     )
 
 
-@fake("dynamic_routing_backward")
-def _backward_fake(
-    grad: Tensor,
-    u: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    prior: Tensor | None,
-    mask: Tensor | None,
-    s: Tensor,
-    coupling_dim: str,
-    detach_votes: bool,
-    leaky: bool,
-    accumulate: bool,
-    scale: float,
-    squash: str,
-    eps: float,
-    needs: list[bool],
-) -> tuple[Tensor | None, ...]:
-    return (
-        u.new_empty(u.shape) if needs[0] else None,
-        torch.empty_like(weight) if needs[1] else None,
-        torch.empty_like(bias) if needs[2] and bias is not None else None,
-        torch.empty_like(prior) if needs[3] and prior is not None else None,
-    )
+fake("dynamic_routing_backward")(fake_gradients)
 
 
 class _DynamicRouting(torch.autograd.Function):
@@ -165,17 +154,16 @@ class _DynamicRouting(torch.autograd.Function):
         bias: Tensor | None,
         prior: Tensor | None,
         mask: Tensor | None,
-        backend: str,
+        options: Options,
         return_couplings: bool,
-        detach_votes: bool,
-        iterations: int,
-        *options: Any,
+        backend: str,
     ) -> Tensor | tuple[Tensor, Tensor]:
+        tensors = (u, weight, bias, prior, mask)
         v, s, couplings = kernels("dynamic_routing", backend).forward(
-            u, weight, bias, prior, mask, iterations, *options, True, return_couplings
+            *tensors, *options.of_forward, True, return_couplings
         )
-        ctx.save_for_backward(u, weight, bias, prior, mask, s)
-        ctx.backend, ctx.detach_votes, ctx.options = backend, detach_votes, options
+        ctx.save_for_backward(*tensors, s)
+        ctx.options, ctx.backend = options, backend
         if not return_couplings:
             return v
         ctx.mark_non_differentiable(couplings)
@@ -183,22 +171,16 @@ class _DynamicRouting(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *couplings_grad: Tensor) -> tuple[Tensor | None, ...]:
-        u, weight, bias, prior, mask, s = ctx.saved_tensors
+        *tensors, mask, s = ctx.saved_tensors
         needs = list(ctx.needs_input_grad[:4])
-        coupling_dim, *rest = ctx.options
-        options = (coupling_dim, ctx.detach_votes, *rest)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             grads = partial_gradients(
-                lambda *tensors: route(*tensors, mask, s.shape[0], *options)[0],
-                (u, weight, bias, prior),
-                needs,
-                grad,
+                lambda *leaves: route(*leaves, mask, ctx.options)[0], tensors, needs, grad
             )
         else:
-            grads = kernels("dynamic_routing", ctx.backend).backward(
-                grad, u, weight, bias, prior, mask, s, *options, needs
-            )
-        return *grads, *(None,) * (5 + len(ctx.options))
+            backward = kernels("dynamic_routing", ctx.backend).backward
+            grads = backward(grad, *tensors, mask, s, *ctx.options.of_backward, needs)
+        return *grads, *(None,) * 4
 
 
 def dynamic_routing(
@@ -242,32 +224,48 @@ def dynamic_routing(
         leaky: one more logit, 0, takes part in the softmax and its coefficient is dropped.
         backend: see lamina.backends; None lets Lamina choose.
 
-    Returns v [B, O, E]; gradients for u, weight, bias and prior. Computed in float32 or float64;
-    autocast does not lower it. Raises ValueError where shapes, devices or names do not fit,
-    TypeError where dtypes do not.
+    Returns v [B, O, E]; gradients for u, weight, bias and prior. Computed in float32 or float64:
+    bfloat16 and float16 tensors in float32, which autocast does not lower. Raises ValueError where
+    shapes, devices or names do not fit, TypeError where dtypes do not.
     """
     _check_options("dynamic_routing", iterations, squash, eps)
-    u, weight, bias, prior, mask = routing_arguments(
+    tensors, dtype = routing_arguments(
         "dynamic_routing", u, weight, ("bias", bias), prior, mask, coupling_dim, scale,
         weight_layout, out_capsules,
     )  # fmt: skip
-    rest = (bool(leaky), bool(accumulate), float(scale), squash, float(eps))
-    chosen = choose(SPEC, backend, (u, weight, bias, prior, mask), (iterations, coupling_dim))
-    if chosen == "reference":
-        options = (iterations, coupling_dim, detach_votes, *rest)
-        with torch.autocast(u.device.type, enabled=False):
-            v, couplings = route(u, weight, bias, prior, mask, *options)
-        return (v, couplings) if return_couplings else v
-    bias, prior, mask = dense(bias, prior, mask)
-    if wants_grad(u, weight, bias, prior):
-        return _DynamicRouting.apply(
-            u, weight, bias, prior, mask, chosen, bool(return_couplings), bool(detach_votes),
-            iterations, coupling_dim, *rest,
-        )  # fmt: skip
-    v, _, couplings = kernels("dynamic_routing", chosen).forward(
-        u, weight, bias, prior, mask, iterations, coupling_dim, *rest, False, bool(return_couplings)
+    options = Options(
+        iterations,
+        coupling_dim,
+        bool(detach_votes),
+        bool(leaky),
+        bool(accumulate),
+        float(scale),
+        squash,
+        float(eps),
     )
-    return (v, couplings) if return_couplings else v
+    v, couplings = _run(tensors, options, bool(return_couplings), backend)
+    return (v.to(dtype), couplings.to(dtype)) if return_couplings else v.to(dtype)
+
+
+def _run(
+    tensors: tuple[Tensor | None, ...],
+    options: Options,
+    return_couplings: bool,
+    backend: str | None,
+) -> tuple[Tensor, Tensor | None]:
+    chosen = choose(SPEC, backend, tensors, options)
+    u, weight, *others = tensors
+    if chosen == "reference":
+        with torch.autocast(u.device.type, enabled=False):
+            return route(*tensors, options)
+    tensors = (u, weight, *dense(*others))
+    if wants_grad(*tensors[:4]):
+        found = _DynamicRouting.apply(*tensors, options, return_couplings, chosen)
+        return found if return_couplings else (found, None)
+    v, _, couplings = kernels("dynamic_routing", chosen).forward(
+        *tensors, *options.of_forward, False, return_couplings
+    )
+    return v, couplings
 
 
 class DynamicRouting(nn.Module):
@@ -382,5 +380,4 @@ SPEC = Spec(
     name="dynamic_routing",
     functional=dynamic_routing,
     reference=reference,
-    dtypes=(torch.float64, torch.float32),
 )

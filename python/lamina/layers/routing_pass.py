@@ -119,11 +119,11 @@ def routing_arguments(
     scale: float,
     weight_layout: str,
     out_capsules: int | None,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """(u, weight as [O, I, E, D] or [O, E, D], vector, prior, mask), checked.
+) -> tuple[tuple[Tensor | None, ...], torch.dtype]:
+    """((u, weight as [O, I, E, D] or [O, E, D], vector, prior, mask), checked; the result's dtype).
 
-    `vector` is the op's fourth tensor and its name: v [B, O, E] or bias [O, E]. A mask becomes of
-    the dtype of u. Routing is computed in float32 at least: autocast does not lower it.
+    `vector` is the op's fourth tensor and its name: v [B, O, E] or bias [O, E]. Routing is computed
+    in float32 at least: 16-bit tensors become float32, and autocast does not lower it.
     """
     name, other = vector
     check_floating(op, "u", u)
@@ -164,7 +164,10 @@ def routing_arguments(
         raise ValueError(f"{op}: coupling_dim is {coupling_dim!r}; it must be 'out' or 'in'")
     if not isinstance(scale, (int, float)):
         raise TypeError(f"{op}: scale must be a number, got {type(scale).__name__}")
-    return u, weight, other, prior, mask
+    tensors = (u, weight, other, prior, mask)
+    if u.dtype in (torch.bfloat16, torch.float16):
+        tensors = tuple(cast(tensor, torch.float32) for tensor in tensors)
+    return tensors, u.dtype
 
 
 def dense(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -190,12 +193,12 @@ def reference(
     out_capsules: int | None = None,
 ) -> Tensor:
     """`step` on the arguments of `routing_pass`."""
-    tensors = routing_arguments(
+    tensors, dtype = routing_arguments(
         "routing_pass", u, weight, ("v", v), prior, mask, coupling_dim, scale, weight_layout,
         out_capsules,
     )  # fmt: skip
     with torch.autocast(u.device.type, enabled=False):
-        return step(*tensors, coupling_dim, leaky, scale)
+        return step(*tensors, coupling_dim, leaky, scale).to(dtype)
 
 
 @fake("routing_pass_forward")
@@ -205,26 +208,25 @@ def _forward_fake(
     return u.new_empty(u.shape[0], weight.shape[0], weight.shape[-2])
 
 
-@fake("routing_pass_backward")
-def _backward_fake(
+def fake_gradients(
     grad: Tensor,
     u: Tensor,
     weight: Tensor,
-    v: Tensor | None,
+    vector: Tensor | None,
     prior: Tensor | None,
-    mask: Tensor | None,
-    s: Tensor,
-    coupling_dim: str,
-    leaky: bool,
-    scale: float,
-    needs: list[bool],
+    *call: Any,
 ) -> tuple[Tensor | None, ...]:
+    """What every routing op's backward returns; its last argument says what is needed."""
+    needs = call[-1]
     return (
         u.new_empty(u.shape) if needs[0] else None,
         torch.empty_like(weight) if needs[1] else None,
-        torch.empty_like(v) if needs[2] and v is not None else None,
+        torch.empty_like(vector) if needs[2] and vector is not None else None,
         torch.empty_like(prior) if needs[3] and prior is not None else None,
     )
+
+
+fake("routing_pass_backward")(fake_gradients)
 
 
 class _RoutingPass(torch.autograd.Function):
@@ -236,30 +238,27 @@ class _RoutingPass(torch.autograd.Function):
         v: Tensor | None,
         prior: Tensor | None,
         mask: Tensor | None,
+        options: tuple[str, bool, float],
         backend: str,
-        *options: object,
     ) -> Tensor:
-        s = kernels("routing_pass", backend).forward(u, weight, v, prior, mask, *options)
-        ctx.save_for_backward(u, weight, v, prior, mask, s)
-        ctx.backend, ctx.options = backend, options
+        tensors = (u, weight, v, prior, mask)
+        s = kernels("routing_pass", backend).forward(*tensors, *options)
+        ctx.save_for_backward(*tensors, s)
+        ctx.options, ctx.backend = options, backend
         return s
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        u, weight, v, prior, mask, s = ctx.saved_tensors
+        *tensors, mask, s = ctx.saved_tensors
         needs = list(ctx.needs_input_grad[:4])
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             grads = partial_gradients(
-                lambda *tensors: step(*tensors, mask, *ctx.options),
-                (u, weight, v, prior),
-                needs,
-                grad,
+                lambda *leaves: step(*leaves, mask, *ctx.options), tensors, needs, grad
             )
         else:
-            grads = kernels("routing_pass", ctx.backend).backward(
-                grad, u, weight, v, prior, mask, s, *ctx.options, needs
-            )
-        return *grads, *(None,) * (2 + len(ctx.options))
+            backward = kernels("routing_pass", ctx.backend).backward
+            grads = backward(grad, *tensors, mask, s, *ctx.options, needs)
+        return *grads, *(None,) * 3
 
 
 def routing_pass(
@@ -291,27 +290,28 @@ def routing_pass(
             for out-capsules and their dimensions in one (`out_capsules` says how many).
         backend: see lamina.backends; None lets Lamina choose.
 
-    Returns s [B, O, E]; gradients for u, weight, v and prior. Raises ValueError where shapes,
+    Returns s [B, O, E]; gradients for u, weight, v and prior. 16-bit tensors are computed with in
+    float32. Raises ValueError where shapes,
     devices or names do not fit, TypeError where dtypes do not.
     """
-    u, weight, v, prior, mask = routing_arguments(
+    tensors, dtype = routing_arguments(
         "routing_pass", u, weight, ("v", v), prior, mask, coupling_dim, scale, weight_layout,
         out_capsules,
     )  # fmt: skip
     options = (coupling_dim, bool(leaky), float(scale))
-    chosen = choose(SPEC, backend, (u, weight, v, prior, mask), options)
+    chosen = choose(SPEC, backend, tensors, options)
+    u, weight, *others = tensors
     if chosen == "reference":
         with torch.autocast(u.device.type, enabled=False):
-            return step(u, weight, v, prior, mask, *options)
-    v, prior, mask = dense(v, prior, mask)
-    if wants_grad(u, weight, v, prior):
-        return _RoutingPass.apply(u, weight, v, prior, mask, chosen, *options)
-    return kernels("routing_pass", chosen).forward(u, weight, v, prior, mask, *options)
+            return step(*tensors, *options).to(dtype)
+    tensors = (u, weight, *dense(*others))
+    if wants_grad(*tensors[:4]):
+        return _RoutingPass.apply(*tensors, options, chosen).to(dtype)
+    return kernels("routing_pass", chosen).forward(*tensors, *options).to(dtype)
 
 
 SPEC = Spec(
     name="routing_pass",
     functional=routing_pass,
     reference=reference,
-    dtypes=(torch.float64, torch.float32),
 )
