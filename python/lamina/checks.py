@@ -27,6 +27,21 @@ def check_alike(op: str, name: str, tensor: torch.Tensor, other: str, like: torc
         )
 
 
+def check_bias(
+    op: str, bias: object, outs: int, named: str, weight: torch.Tensor, like: torch.Tensor
+) -> None:
+    """Bias is None, or one number for each of the weight's `outs` outputs, called `named`."""
+    if bias is None:
+        return
+    check_floating(op, "bias", bias)
+    if bias.shape != (outs,):
+        raise ValueError(
+            f"{op}: bias must have shape ({outs},), the {named} of the weight of shape "
+            f"{tuple(weight.shape)}, got {tuple(bias.shape)}"
+        )
+    check_alike(op, "bias", bias, "input", like)
+
+
 def autocast_dtype(tensor: torch.Tensor) -> torch.dtype | None:
     """The dtype that autocast asks of matrix products on this tensor's device, or None."""
     kind = tensor.device.type

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lamina
+from lamina.bench.peers.dynamic_routing import einsum
 from lamina.losses import MarginLoss
 from lamina.models import CapsNet
 
@@ -100,15 +101,7 @@ class PlainRouting(nn.Module):
         self.weight = weight
 
     def forward(self, u: Tensor) -> Tensor:
-        votes = torch.einsum("bid,oied->bioe", u, self.weight)
-        logits = votes.new_zeros(votes.shape[:3])
-        for t in range(3):
-            s = torch.einsum("bio,bioe->boe", logits.softmax(2), votes)
-            q = s.square().sum(-1, keepdim=True)
-            v = q.sqrt() / (1 + q) * s
-            if t < 2:
-                logits = logits + torch.einsum("bioe,boe->bio", votes, v)
-        return v
+        return einsum(u, self.weight)
 
 
 def _lamina_capsnet() -> CapsNet:

@@ -28,7 +28,7 @@ from lamina.activations import (
     parse_activation,
 )
 from lamina.backends import choice, choose, kernels
-from lamina.checks import autocast_dtype, cast, check_alike, check_floating
+from lamina.checks import autocast_dtype, cast, check_alike, check_bias, check_floating
 from lamina.double_backward import partial_gradients
 from lamina.fakes import fake
 from lamina.spec import FLOATS, Spec
@@ -173,14 +173,7 @@ def _check_shapes(input: Tensor, weight: Tensor, bias: Tensor | None, groups: ob
             f"shape {tuple(weight.shape)} and groups is {groups}"
         )
     check_alike("conv2d", "weight", weight, "input", input)
-    if bias is not None:
-        check_floating("conv2d", "bias", bias)
-        if bias.shape != (outs,):
-            raise ValueError(
-                f"conv2d: bias must have shape ({outs},), the out_channels of the weight of shape "
-                f"{tuple(weight.shape)}, got {tuple(bias.shape)}"
-            )
-        check_alike("conv2d", "bias", bias, "input", input)
+    check_bias("conv2d", bias, outs, "out_channels", weight, input)
 
 
 def _check_algorithm(op: str, algorithm: object) -> None:

@@ -28,7 +28,7 @@ from lamina.activations import (
     parse_activation,
 )
 from lamina.backends import choice, choose, kernels
-from lamina.checks import autocast_dtype, cast, check_alike, check_floating
+from lamina.checks import autocast_dtype, cast, check_alike, check_bias, check_floating
 from lamina.double_backward import partial_gradients
 from lamina.fakes import fake
 from lamina.spec import FLOATS, Spec
@@ -129,14 +129,7 @@ def _check(input: Tensor, weight: Tensor, bias: Tensor | None, in_out: bool) -> 
             f"the weight of shape {tuple(weight.shape)}"
         )
     check_alike("linear", "weight", weight, "input", input)
-    if bias is not None:
-        check_floating("linear", "bias", bias)
-        if bias.shape != (outs,):
-            raise ValueError(
-                f"linear: bias must have shape ({outs},), the out_features of the weight of shape "
-                f"{tuple(weight.shape)}, got {tuple(bias.shape)}"
-            )
-        check_alike("linear", "bias", bias, "input", input)
+    check_bias("linear", bias, outs, "out_features", weight, input)
 
 
 _FLOATS = frozenset(FLOATS)
@@ -311,6 +304,10 @@ class LinearReLU(Linear):
 def _slower(backend: str, input: Tensor, weight: Tensor, *options: object) -> str | None:
     if input.numel() * weight.shape[0] < _SMALL:
         return "below 2^18 multiply-adds ATen's shorter call wins"
+    training = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
+    few = input.numel() < 8 * weight.shape[1]
+    if backend == "cpp" and training and few and weight.stride(-1) != 1:
+        return "with fewer than 8 rows and a weight of layout in_out ATen's gradients are faster"
     return None
 
 

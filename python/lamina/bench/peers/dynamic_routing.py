@@ -8,7 +8,8 @@ from torch import Tensor
 from lamina.bench.peers import alternatives
 
 
-def _einsum(u: Tensor, weight: Tensor) -> Tensor:
+def einsum(u: Tensor, weight: Tensor) -> Tensor:
+    """Three iterations as einsum and autograd write them: the votes are stored."""
     votes = torch.einsum("bid,oied->bioe", u, weight)
     logits = votes.new_zeros(votes.shape[:3])
     for t in range(3):
@@ -33,4 +34,4 @@ def _public(u: Tensor, weight: Tensor) -> Tensor:
     return v.squeeze(-2)
 
 
-PEERS = (*alternatives("einsum", _einsum), *alternatives("public layer", _public))
+PEERS = (*alternatives("einsum", einsum), *alternatives("public layer", _public))
