@@ -107,6 +107,17 @@ def test_several_python_threads_may_call():
     assert not failures
 
 
+@pytest.mark.skipif(bool(lamina.backends.missing["cpp"]), reason="the C++ module is not built")
+def test_workspace_is_kept_and_given_back():
+    layer, x = lamina.Linear(256, 256), torch.randn(64, 256)
+    with torch.no_grad():
+        expected = layer(x)
+        lamina.release_workspace()
+        assert lamina.release_workspace() == 0
+        torch.testing.assert_close(layer(x), expected, rtol=0, atol=0)
+        assert lamina.release_workspace() >= 64 * 256 * 4
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointing(reentrant):
     layer = lamina.LinearReLU(70, 70)

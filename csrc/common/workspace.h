@@ -9,4 +9,7 @@ namespace lamina {
 // returned.
 void* workspace(std::size_t bytes);
 
+// Gives it back; returns how many bytes it was.
+std::size_t release_workspace();
+
 }  // namespace lamina

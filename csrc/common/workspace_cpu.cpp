@@ -1,11 +1,15 @@
+#include <torch/csrc/stable/library.h>
+
 #include "common/workspace.h"
 
 #if defined(__linux__)
 #  include <sys/mman.h>
 #endif
 
+#include <cstdint>
 #include <cstdlib>
 #include <new>
+#include <utility>
 
 namespace lamina {
 namespace {
@@ -16,14 +20,16 @@ struct Buffer {
   ~Buffer() { std::free(data); }
 };
 
+thread_local Buffer buffer;
+
+int64_t release() { return static_cast<int64_t>(release_workspace()); }
+
 }  // namespace
 
 void* workspace(std::size_t bytes) {
   constexpr std::size_t huge_page = 2 << 20;
-  thread_local Buffer buffer;
   if (bytes > buffer.bytes) {
-    std::free(buffer.data);
-    buffer.bytes = 0;
+    release_workspace();
     const std::size_t rounded = (bytes + huge_page - 1) / huge_page * huge_page;
     buffer.data = std::aligned_alloc(huge_page, rounded);
     if (buffer.data == nullptr) throw std::bad_alloc();
@@ -33,6 +39,18 @@ void* workspace(std::size_t bytes) {
     buffer.bytes = rounded;
   }
   return buffer.data;
+}
+
+std::size_t release_workspace() {
+  std::free(buffer.data);
+  buffer.data = nullptr;
+  return std::exchange(buffer.bytes, 0);
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(lamina, m) { m.def("release_workspace() -> int"); }
+
+STABLE_TORCH_LIBRARY_IMPL(lamina, CompositeExplicitAutograd, m) {
+  m.impl("release_workspace", TORCH_BOX(&release));
 }
 
 }  // namespace lamina

@@ -16,6 +16,7 @@ from lamina.layers.dynamic_routing import DynamicRouting
 from lamina.layers.linear import Linear, LinearReLU
 from lamina.layers.squash import Squash
 from lamina.layers.threshold import ThresholdReLU
+from lamina.workspace import release_workspace
 
 __version__ = version("lamina")
 
@@ -31,5 +32,6 @@ __all__ = [
     "ThresholdReLU",
     "explain",
     "functional",
+    "release_workspace",
     "use_backend",
 ]

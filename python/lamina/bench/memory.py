@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lamina.check import tensors_of
 from lamina.spec import Sample
+from lamina.workspace import release_workspace
 
 
 def _bytes(tensors: list[Tensor]) -> int:
@@ -38,7 +39,7 @@ def saved_bytes(call: Callable[..., Tensor], sample: Sample) -> int:
 def peak_bytes(call: Callable[..., Tensor], sample: Sample, mode: str, grad: Tensor) -> int:
     """The most memory that torch's allocator gave out at once, less the output and the gradients.
 
-    Workspaces that a library keeps for itself (MKL's, oneDNN's, our packed panels) are not in it.
+    Lamina's own scratch counts too; what other libraries keep (MKL, oneDNN) can't be seen.
     """
     wanted = [t for t in tensors_of(sample) if t.requires_grad]
     for tensor in wanted:
@@ -50,7 +51,9 @@ def peak_bytes(call: Callable[..., Tensor], sample: Sample, mode: str, grad: Ten
             output.backward(grad)
         return output
 
+    release_workspace()
     peak, output = (_cuda_peak if grad.is_cuda else _cpu_peak)(step)
+    peak += release_workspace()
     results = [output, *(t.grad for t in wanted if t.grad is not None)]
     for tensor in wanted:
         tensor.grad = None
