@@ -1,6 +1,7 @@
 """`lamina check` must find what is planted, and say what it could not run."""
 
 from dataclasses import replace
+from functools import update_wrapper
 
 import pytest
 import torch
@@ -55,22 +56,27 @@ PLANTED = {
 }
 
 
+def planting(wrong, **others):
+    """threshold's SPEC with a functional form in place of the right one, in its module."""
+    return replace(SPEC, functional=update_wrapper(wrong, SPEC.functional), **others)
+
+
 @pytest.mark.parametrize("wrong", PLANTED.values(), ids=PLANTED)
 def test_planted_kernel_is_found(wrong):
-    spec = replace(SPEC, functional=wrong)
+    spec = planting(wrong)
     result = check.check_op(spec, "reference", torch.float64, torch.device("cpu"), second=False)
     assert result.problems
 
 
 def test_gradcheck_finds_a_wrong_gradient_alone():
-    spec = replace(SPEC, functional=PLANTED["gradient"], reference=PLANTED["gradient"])
+    spec = planting(PLANTED["gradient"], reference=PLANTED["gradient"])
     result = check.check_op(spec, "reference", torch.float64, torch.device("cpu"), second=False)
     assert all("gradcheck" in problem for problem in result.problems)
     assert result.problems
 
 
 def test_command_fails_on_a_planted_kernel(monkeypatch, capsys):
-    planted = {"threshold": replace(SPEC, functional=PLANTED["value"])}
+    planted = {"threshold": planting(PLANTED["value"])}
     monkeypatch.setattr(check, "specs", lambda: planted)
     arguments = ["check", "threshold", "--backend", "reference", "--dtype", "f32"]
     assert main(arguments) == 1

@@ -12,6 +12,7 @@ import torch
 
 from host_shim.build import build
 from lamina.activations import ACTIVATIONS
+from lamina.layers.dynamic_routing import Options as RoutingOptions
 from lamina.layers.dynamic_routing import route as routing_reference
 from lamina.layers.routing_pass import step as routing_pass_reference
 from lamina.layers.squash import KINDS as SQUASHES
@@ -261,9 +262,8 @@ def test_dynamic_routing(machine, dtype, name) -> None:
         None if t is None else t.clone().requires_grad_()
         for t in routing_tensors(case, torch.float64)
     ]
-    exact, exact_couplings = routing_reference(
-        *leaves, case["iterations"], case["coupling_dim"], case["detach_votes"], *options
-    )
+    wanted = (case["iterations"], case["coupling_dim"], case["detach_votes"], *options)
+    exact, exact_couplings = routing_reference(*leaves, RoutingOptions(*wanted))
     assert_near(v, exact.detach(), dtype)
     assert_near(couplings, exact_couplings, dtype)
     plain = machine.ops.dynamic_routing_forward(
@@ -343,7 +343,8 @@ def test_dynamic_routing_sizes(machine, shape) -> None:
     )
     u.requires_grad_()
     weight.requires_grad_()
-    exact, _ = routing_reference(u, weight, None, None, None, 2, "out", False, *options)
+    wanted = RoutingOptions(2, "out", False, *options)
+    exact, _ = routing_reference(u, weight, None, None, None, wanted)
     assert_near(v, exact.detach(), torch.float64)
     grad = torch.randn_like(exact)
     grads = machine.ops.dynamic_routing_backward(
