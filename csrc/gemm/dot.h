@@ -15,7 +15,6 @@ template <class T>
 constexpr int dot_columns = lanes<T> < 4 ? lanes<T> : 4;
 template <class T>
 constexpr int dot_rows = lanes<T> / dot_columns<T>;
-constexpr int64_t dot_max_rows = 32;
 
 // tile[i * tile_columns<T> + j] = sum over k of A's row i times B's column j.
 template <class T, int ROWS, class Source>
@@ -59,7 +58,7 @@ void dot_rows_kernel(int rows, int64_t depth, const Source* a, int64_t a_stride,
 
 template <class T, class Source>
 bool dot_suits(int64_t m, const Matrix<T, Source>& a, const Matrix<T, Source>& b) {
-  return m <= dot_max_rows && a.depth_stride == 1 && b.depth_stride == 1;
+  return m <= blocking.unpacked_rows && a.depth_stride == 1 && b.depth_stride == 1;
 }
 
 template <class T, class Source, class Epilogue>
@@ -71,7 +70,7 @@ void dot_gemm(int64_t m, int64_t n, int64_t k, const Matrix<T, Source>& a,
   const auto work = [&](int) {
     for (int64_t p; (p = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < panels;) {
       const int columns = static_cast<int>(n - p * C < C ? n - p * C : C);
-      T tile[dot_max_rows * C];
+      T tile[blocking.unpacked_rows * C];
       for (int j = 0; j < columns; j += dot_columns<T>) {
         const Source* column[dot_columns<T>];  // past the last column, the last again
         for (int c = 0; c < dot_columns<T>; ++c)

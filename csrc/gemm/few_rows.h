@@ -13,7 +13,6 @@ namespace lamina {
 namespace LAMINA_ISA {
 namespace {
 
-constexpr int64_t few_rows = 32;
 constexpr int64_t strip_bytes = 16 << 10;  // of the rows of a strip, which should stay in the L1
 
 template <class T, class Source>

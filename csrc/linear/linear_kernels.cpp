@@ -73,7 +73,7 @@ void backward(const LinearBackward& args, const Parallel& parallel) {
                                   is_mask ? ceil_div(args.n, 8) : args.n,
                                   args.activation,
                                   static_cast<T>(args.parameter)};
-  if (args.m > 0 && args.m <= few_rows && args.n > 0 && args.k > 0 &&
+  if (args.m > 0 && args.m <= blocking.unpacked_gradient_rows && args.n > 0 && args.k > 0 &&
       args.input_column_stride == 1 && args.weight_column_stride == 1 &&
       !args.grad_weight_transposed)
     return backward_of_few_rows(args, gradient, parallel);
