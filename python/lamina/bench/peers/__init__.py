@@ -51,7 +51,9 @@ class Peer:
 
 def compiled(function: Callable[..., Tensor], setting: Setting) -> Callable[..., Tensor]:
     """torch.compile at its best for static shapes, on the threads of the benchmark."""
-    options: dict[str, Any] = {"cpp.threads": setting.threads}
+    # Inductor's cache does not tell instruction sets apart: what was compiled for AVX-512 would be
+    # loaded with ATEN_CPU_CAPABILITY=avx2 (or the other way round), give NaN and spoil the heap.
+    options: dict[str, Any] = {"cpp.threads": setting.threads, "fx_graph_cache": False}
     if setting.device.type == "cuda":
         options |= torch._inductor.list_mode_options("max-autotune-no-cudagraphs")
         options["triton.enable_persistent_tma_matmul"] = True
