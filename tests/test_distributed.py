@@ -57,6 +57,7 @@ def _worker(rank: int, shard: bool, file: str) -> None:
         for found, expected in zip(trained.parameters(), alone.parameters(), strict=True):
             grad = found.grad.full_tensor() if shard else found.grad
             torch.testing.assert_close(grad, expected.grad, rtol=1e-4, atol=1e-7)
+        dist.barrier()  # Nobody leaves while the other one still talks to it.
     finally:
         dist.destroy_process_group()
 
