@@ -135,7 +135,7 @@ EXPERIMENTS = (
         (1, 8, 8),
         batch=64,
         epochs=12,
-        quick_epochs=8,
+        quick_epochs=12,
         optimizer=_adam,
         loss=_margin_and_reconstruction,
         scores=lambda model, x: model.lengths(model(x)),
