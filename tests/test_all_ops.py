@@ -89,6 +89,14 @@ def test_bad_input(spec, backend):
 
 
 @ops
+def test_bad_input_of_the_automatic_choice(spec):
+    """The shortcuts of small calls, which a backend asked for by name does not take, refuse too."""
+    for bad in spec.bad_inputs(torch.device("cpu")):
+        with pytest.raises(bad.error, match=bad.match):
+            spec.functional(*bad.args, **bad.kwargs)
+
+
+@ops
 def test_deterministic(spec, backend):
     """Two runs, and any thread count, give identical bits; torch itself promises the first only."""
     name, device = backend

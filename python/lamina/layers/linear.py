@@ -149,6 +149,7 @@ def _small(
         outs, _ = weight.shape
         if (
             input.numel() * outs >= _SMALL
+            or not (input.is_cpu and weight.is_cpu)  # ATen multiplies by a meta tensor
             or input.dtype not in _FLOATS
             or (bias is not None and bias.shape != (outs,))
         ):
