@@ -41,6 +41,16 @@ def test_values_and_gradients(spec, dtype, backend):
 
 
 @ops
+@dtypes
+def test_values_and_gradients_of_the_automatic_choice(spec, dtype):
+    """Small calls take shortcuts that a backend asked for by name does not take."""
+    for sample in spec.samples(dtype, torch.device("cpu")):
+        assert not problems_of(
+            compare_sample(spec, sample), spec, sample, dtype, torch.device("cpu")
+        )
+
+
+@ops
 def test_gradcheck(spec, backend):
     name, device = backend
     interpreted = name == "triton" and device.type == "cpu"
