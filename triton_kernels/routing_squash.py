@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from .squash import squash_factors
+from .sums import ordered_parts
 
 
 @triton.jit
@@ -19,11 +20,7 @@ def routing_squash_kernel(
     e = tl.arange(0, BLOCK_E)
     inside = (row < rows)[:, None] & (e < E)[None, :]
     offset = row[:, None] * E + e[None, :]
-    total = tl.zeros((ROWS, BLOCK_E), COMPUTE)
-    pointers = sums + offset
-    for _ in tl.range(0, parts):
-        total += tl.load(pointers, mask=inside, other=0.0)
-        pointers += rows * E
+    total = ordered_parts(sums, offset, inside, parts, rows * E)
     if HAS_BIAS:
         total += tl.load(bias + (row % O)[:, None] * E + e[None, :], mask=inside, other=0.0)
     if HAS_S:
@@ -46,11 +43,7 @@ def routing_squash_backward_kernel(
     e = tl.arange(0, BLOCK_E)
     inside = (row < rows)[:, None] & (e < E)[None, :]
     offset = row[:, None] * E + e[None, :]
-    g = tl.zeros((ROWS, BLOCK_E), COMPUTE)
-    pointers = sums + offset
-    for _ in tl.range(0, parts):
-        g += tl.load(pointers, mask=inside, other=0.0)
-        pointers += rows * E
+    g = ordered_parts(sums, offset, inside, parts, rows * E)
     g *= tl.full([1, 1], scale, COMPUTE)
     if HAS_R:
         g += tl.load(r + offset, mask=inside, other=0.0)

@@ -92,37 +92,31 @@ def unsupported(input: Tensor, *_: object) -> list[str]:
     return reasons
 
 
-def squash_forward(input: Tensor, kind: str, eps: float) -> Tensor:
-    """f(|s|^2) s for the vectors along the last dimension; contiguous."""
-    input = input.contiguous()
-    output = torch.empty_like(input)
-    if input.numel():
-        tiling, rows = rows_of(input), input.numel() // input.size(-1)
+def _launch_rows(
+    kernel: triton.JITFunction, tensors: tuple[Tensor, ...], kind: str, eps: float
+) -> Tensor:
+    """kernel(*tensors, output, ...) on contiguous tensors of one shape; returns the output."""
+    output = torch.empty_like(tensors[0])
+    if output.numel():
+        tiling, rows = rows_of(output), output.numel() // output.size(-1)
         launch(
-            squash_kernel,
+            kernel,
             triton.cdiv(rows, tiling["ROWS"]),
-            *(input, output, rows, input.size(-1), eps),
+            *(*tensors, output, rows, output.size(-1), eps),
             KIND=kind,
-            COMPUTE=compute_type(input.dtype),
+            COMPUTE=compute_type(output.dtype),
             **tiling,
         )
     return output
+
+
+def squash_forward(input: Tensor, kind: str, eps: float) -> Tensor:
+    """f(|s|^2) s for the vectors along the last dimension; contiguous."""
+    return _launch_rows(squash_kernel, (input.contiguous(),), kind, eps)
 
 
 def squash_backward(grad: Tensor, input: Tensor, kind: str, eps: float) -> Tensor:
-    grad, input = grad.contiguous(), input.contiguous()
-    output = torch.empty_like(input)
-    if input.numel():
-        tiling, rows = rows_of(input), input.numel() // input.size(-1)
-        launch(
-            squash_backward_kernel,
-            triton.cdiv(rows, tiling["ROWS"]),
-            *(grad, input, output, rows, input.size(-1), eps),
-            KIND=kind,
-            COMPUTE=compute_type(input.dtype),
-            **tiling,
-        )
-    return output
+    return _launch_rows(squash_backward_kernel, (grad.contiguous(), input.contiguous()), kind, eps)
 
 
 register(

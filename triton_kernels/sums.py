@@ -10,15 +10,22 @@ from .launch import launch
 
 
 @triton.jit
+def ordered_parts(partial, offset, inside, parts, size):
+    """The sum over p of partial[p * size + offset], p in order."""
+    total = tl.zeros(inside.shape, partial.dtype.element_ty)
+    pointers = partial + offset
+    for _ in tl.range(0, parts):
+        total += tl.load(pointers, mask=inside, other=0.0)
+        pointers += size
+    return total
+
+
+@triton.jit
 def ordered_sum_kernel(partial, output, parts, size, scale: tl.float64, BLOCK: tl.constexpr):
     """output[i] = scale * the sum over p of partial[p, i], p in order."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < size
-    total = tl.zeros((BLOCK,), partial.dtype.element_ty)
-    pointers = partial + index
-    for _ in tl.range(0, parts):
-        total += tl.load(pointers, mask=inside, other=0.0)
-        pointers += size
+    total = ordered_parts(partial, index, inside, parts, size)
     total *= tl.full([1], scale, total.dtype)
     tl.store(output + index, total.to(output.dtype.element_ty), mask=inside)
 
