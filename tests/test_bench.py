@@ -99,6 +99,14 @@ def test_unknown_shape_is_refused(capsys):
     assert "no shape matches 7G" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("op", "shape"), [("linear", "3x5x7"), ("dynamic_routing", "2x3x4x5x6")])
+def test_a_shape_of_ones_own(op, shape):
+    (workload,) = specs()[op].workloads_like(shape, CPU)
+    assert workload.name == workload.build(torch.float32, CPU).name == shape
+    assert not specs()[op].workloads_like(f"{shape}x", CPU)
+    assert not specs()[op].workloads_like(shape[2:], CPU)
+
+
 def test_budget_names_what_it_did_not_reach(planted, capsys):
     assert suite.bench(["threshold"], device=CPU, budget=-1.0) == []
     assert "not run, the budget" in capsys.readouterr().out

@@ -130,7 +130,13 @@ def _parser() -> argparse.ArgumentParser:
         choices=backends.NAMES[1:],
         help="Lamina's backends to show beside its own choice; all that run here",
     )
-    bench.add_argument("--shapes", nargs="+", default=["*"], metavar="PATTERN", help="as 128x*")
+    bench.add_argument(
+        "--shapes",
+        nargs="+",
+        default=["*"],
+        metavar="PATTERN",
+        help="some of the list, as 128x*, or your own in the same form, as 24x2048x2048",
+    )
     bench.add_argument("--threads", type=int, help="torch's present number if left out")
     bench.add_argument("--tf32", action="store_true", help="allow TF32, for all alike")
     bench.add_argument(

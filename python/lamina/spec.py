@@ -7,9 +7,13 @@ The calls that they make of an op are its cases, in the file of the same name in
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
+import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -110,6 +114,22 @@ class Spec:
         """The same for one device: what keeps a CPU busy is over on a GPU before it began."""
         on_gpu = device.type == "cuda"
         return getattr(self._cases, "GPU_WORKLOADS", self.workloads) if on_gpu else self.workloads
+
+    def workloads_like(self, pattern: str, device: torch.device) -> tuple[Workload, ...]:
+        """The device's workloads whose names match, or the one that a name of that form stands for.
+
+        The cases' `workload` makes one from its sizes: whoever has 24x2048x2048 can ask for it.
+        """
+        found = tuple(w for w in self.workloads_on(device) if fnmatch(w.name, pattern))
+        make = getattr(self._cases, "workload", None)
+        if found or make is None:
+            return found
+        sizes = [int(size) for size in re.findall("[0-9]+", pattern)]
+        sizes = sizes[: len(inspect.signature(make).parameters)]
+        with suppress(TypeError):  # Fewer sizes than it takes.
+            made = make(*sizes)
+            return (made,) if made.name == pattern else ()
+        return ()
 
 
 @cache

@@ -288,8 +288,9 @@ def _cases(
         for spec in (specs()[op] for op in ops)
         for dtype in dtypes
         if dtype in spec.dtypes
-        for workload in spec.workloads_on(device)
-        if any(fnmatch(workload.name, pattern) for pattern in shapes)
+        for workload in dict.fromkeys(
+            w for pattern in shapes for w in spec.workloads_like(pattern, device)
+        )
         for mode in modes
     ]
 
@@ -313,7 +314,8 @@ def bench(
     """Measure, print a table for each op, dtype and mode, and return the rows.
 
     Args:
-        ops, shapes, peers: which ones, all by default; shapes and peers are patterns (`*`).
+        ops, shapes, peers: which ones, all by default; shapes and peers are patterns (`*`). A
+            shape that is not on the op's list, as linear's 24x2048x2048, is made.
         kernels: which of Lamina's backends beside its own choice; all that run by default.
         budget: seconds for everything, compilation included. Repetitions adapt to it; what it does
             not reach is named at the end.

@@ -29,7 +29,9 @@ def bad_inputs(device: torch.device) -> Iterator[BadInput]:
     yield BadInput("integers", (integers,), TypeError, "floating-point dtype, got torch.int64")
 
 
-def _workload(millions: int) -> Workload:
+def workload(millions: int) -> Workload:
+    """Its name tells the sizes in this order: `lamina bench <op> --shapes 7M` makes 7 millions."""
+
     def build(dtype: torch.dtype, device: torch.device) -> Sample:
         input = torch.randn(millions << 20, dtype=dtype, device=device, requires_grad=True)
         return Sample(f"{millions}M", (input,))
@@ -38,4 +40,4 @@ def _workload(millions: int) -> Workload:
     return Workload(f"{millions}M", build, flops=4 * elements, elements=2 * elements)
 
 
-WORKLOADS = (_workload(1), _workload(16))
+WORKLOADS = (workload(1), workload(16))

@@ -32,7 +32,7 @@ def bad_inputs(device: torch.device) -> Iterator[BadInput]:
     yield BadInput("size", (x, (4, 4, 4), 2), ValueError, "output_size must be an int or two ints")
 
 
-def _workload(images: int, channels: int, size: int) -> Workload:
+def workload(images: int, channels: int, size: int) -> Workload:
     name = f"{images}x{channels}x{size}² 3x3"
 
     def build(dtype: torch.dtype, device: torch.device) -> Sample:
@@ -44,4 +44,4 @@ def _workload(images: int, channels: int, size: int) -> Workload:
     return Workload(name, build, flops=9 * elements, elements=10 * elements, backward=1.0)
 
 
-WORKLOADS = (_workload(8, 64, 56), _workload(8, 256, 14))
+WORKLOADS = (workload(8, 64, 56), workload(8, 256, 14))

@@ -78,7 +78,7 @@ def bad_inputs(device: torch.device) -> Iterator[BadInput]:
         yield BadInput(name, tensors, error, match, kwargs)
 
 
-def _workload(b: int, i: int, o: int, d: int, e: int) -> Workload:
+def workload(b: int, i: int, o: int, d: int, e: int) -> Workload:
     name = f"{b}x{i}x{o}x{d}x{e}"
 
     def build(dtype: torch.dtype, device: torch.device) -> Sample:
@@ -93,7 +93,7 @@ def _workload(b: int, i: int, o: int, d: int, e: int) -> Workload:
 
 
 WORKLOADS = tuple(
-    _workload(*shape)
+    workload(*shape)
     for shape in (
         (128, 1152, 10, 8, 16),
         (32, 2048, 32, 16, 16),
@@ -102,6 +102,6 @@ WORKLOADS = tuple(
     )
 )
 GPU_WORKLOADS = tuple(
-    _workload(*shape)
+    workload(*shape)
     for shape in ((128, 1152, 10, 8, 16), (128, 4096, 64, 16, 32), (32, 2048, 32, 16, 16))
 )

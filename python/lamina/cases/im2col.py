@@ -36,7 +36,7 @@ def bad_inputs(device: torch.device) -> Iterator[BadInput]:
     yield BadInput("stride", (x, 2, 1, 0, 0), ValueError, "stride must be at least 1, got 0")
 
 
-def _workload(images: int, channels: int, size: int) -> Workload:
+def workload(images: int, channels: int, size: int) -> Workload:
     name = f"{images}x{channels}x{size}² 3x3"
 
     def build(dtype: torch.dtype, device: torch.device) -> Sample:
@@ -48,4 +48,4 @@ def _workload(images: int, channels: int, size: int) -> Workload:
     return Workload(name, build, flops=0, elements=10 * elements, backward=1.0)
 
 
-WORKLOADS = (_workload(8, 64, 56), _workload(8, 256, 14))
+WORKLOADS = (workload(8, 64, 56), workload(8, 256, 14))

@@ -86,7 +86,7 @@ def bad_inputs(device: torch.device) -> Iterator[BadInput]:
     yield BadInput("layout", (x, w), ValueError, "'oi'; it must be 'out_in' or 'in_out'", layout)
 
 
-def _workload(m: int, n: int, k: int) -> Workload:
+def workload(m: int, n: int, k: int) -> Workload:
     def build(dtype: torch.dtype, device: torch.device) -> Sample:
         def draw(*shape: int) -> Tensor:
             return torch.randn(shape, dtype=dtype, device=device)
@@ -100,7 +100,7 @@ def _workload(m: int, n: int, k: int) -> Workload:
 
 
 WORKLOADS = tuple(
-    _workload(*shape)
+    workload(*shape)
     for shape in (
         (128, 1024, 1024),
         (256, 1024, 1024),
@@ -117,7 +117,7 @@ WORKLOADS = tuple(
 )
 
 GPU_WORKLOADS = tuple(
-    _workload(*shape)
+    workload(*shape)
     for shape in (
         (8192, 1024, 1024),
         (8192, 4096, 4096),

@@ -63,7 +63,7 @@ def bad_inputs(device: torch.device) -> Iterator[BadInput]:
     yield BadInput("v", (u, w, u), ValueError, r"v must have shape \(2, 5, 6\), got \(2, 3, 4\)")
 
 
-def _workload(b: int, i: int, o: int, d: int, e: int) -> Workload:
+def workload(b: int, i: int, o: int, d: int, e: int) -> Workload:
     name = f"{b}x{i}x{o}x{d}x{e}"
 
     def build(dtype: torch.dtype, device: torch.device) -> Sample:
@@ -78,4 +78,4 @@ def _workload(b: int, i: int, o: int, d: int, e: int) -> Workload:
     return Workload(name, build, flops=votes * (2 * d + 4), elements=elements)
 
 
-WORKLOADS = (_workload(128, 1152, 10, 8, 16), _workload(8, 64, 10, 8, 16))
+WORKLOADS = (workload(128, 1152, 10, 8, 16), workload(8, 64, 10, 8, 16))

@@ -43,7 +43,7 @@ def bad_inputs(device: torch.device) -> Iterator[BadInput]:
     yield BadInput("eps type", (ones, "exp", "0"), TypeError, "eps must be a number, got str")
 
 
-def _workload(vectors: int, dim: int) -> Workload:
+def workload(vectors: int, dim: int) -> Workload:
     def build(dtype: torch.dtype, device: torch.device) -> Sample:
         input = torch.randn(vectors, dim, dtype=dtype, device=device, requires_grad=True)
         return Sample(f"{vectors}x{dim}", (input,))
@@ -52,4 +52,4 @@ def _workload(vectors: int, dim: int) -> Workload:
     return Workload(f"{vectors}x{dim}", build, flops=3 * elements, elements=2 * elements)
 
 
-WORKLOADS = (_workload(1280, 16), _workload(147456, 8))
+WORKLOADS = (workload(1280, 16), workload(147456, 8))

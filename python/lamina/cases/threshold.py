@@ -44,7 +44,7 @@ def bad_inputs(device: torch.device) -> Iterator[BadInput]:
     )
 
 
-def _workload(millions: int) -> Workload:
+def workload(millions: int) -> Workload:
     def build(dtype: torch.dtype, device: torch.device) -> Sample:
         input = torch.randn(millions << 20, dtype=dtype, device=device, requires_grad=True)
         return Sample(f"{millions}M", (input, 0.1))
@@ -53,5 +53,5 @@ def _workload(millions: int) -> Workload:
     return Workload(f"{millions}M", build, flops=elements, elements=2 * elements, backward=1.0)
 
 
-WORKLOADS = tuple(map(_workload, (1, 4, 16, 64)))
-GPU_WORKLOADS = tuple(map(_workload, (256, 64, 16)))
+WORKLOADS = tuple(map(workload, (1, 4, 16, 64)))
+GPU_WORKLOADS = tuple(map(workload, (256, 64, 16)))
