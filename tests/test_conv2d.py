@@ -13,7 +13,9 @@ from torch import nn
 
 import lamina
 from lamina.functional import col2im, conv2d, im2col
-from lamina.layers.conv2d import ALGORITHMS, SPEC, Options
+from lamina.layers.conv2d import SPEC
+from lamina.layers.conv2d_call import Options
+from lamina.layers.conv2d_checks import ALGORITHMS
 
 torch_samples = pytest.importorskip(
     "torch.testing._internal.common_methods_invocations", reason="torch's tests need expecttest"

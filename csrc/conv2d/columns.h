@@ -154,13 +154,6 @@ struct ColumnRows {
   ~ColumnRows() { delete[] rows; }
 };
 
-constexpr int64_t few_channels = 4;
-
-inline bool has_few_channels(const Conv2dShape& shape) {
-  return shape.channels <= few_channels && !shape.channels_last && shape.groups == 1 &&
-         !shape.winograd;
-}
-
 template <class S>
 void columns_forward(const Conv2dShape& shape, const S* input, const S* weight, const Finish<S>& to,
                      const Parallel& parallel) {
@@ -168,9 +161,12 @@ void columns_forward(const Conv2dShape& shape, const S* input, const S* weight, 
   const ColumnRows rows(shape);
   const PixelGrid grid = output_grid(shape);
   const int64_t depth = shape.channels * shape.kernel[0] * shape.kernel[1];
-  gemm<T>(shape.outs, shape.images * grid.pixels(), depth,
-          Matrix<T, S>{weight, depth, 1, shape.outs}, ColumnPanels<S>{{input, shape, rows.rows}},
-          FinishTile<S>{to, grid}, parallel);
+  with_kind(to.activation, [&](auto kind) {
+    multiply_any<T>(shape.outs, shape.images * grid.pixels(), depth,
+                    Matrix<T, S>{weight, depth, 1, shape.outs},
+                    ColumnPanels<S>{{input, shape, rows.rows}},
+                    FinishTile<S, decltype(kind)::value>{to, grid}, parallel);
+  });
 }
 
 template <class S>

@@ -46,7 +46,29 @@ struct Conv2dBackward {
   void* grad_residual;
 };
 
+// A 1x1 convolution of the tensors as they lie.
+inline bool is_pointwise(const Conv2dShape& shape) {
+  return shape.kernel[0] == 1 && shape.kernel[1] == 1 && shape.padding[0] == 0 &&
+         shape.padding[1] == 0 && shape.groups == 1;
+}
+
+// Of fewer channels than these, staged vectors (stage.h) would be mostly empty.
+constexpr int64_t few_channels = 4;
+
+inline bool has_few_channels(const Conv2dShape& shape) {
+  return shape.channels <= few_channels && !shape.channels_last && shape.groups == 1 &&
+         !shape.winograd;
+}
+
 }  // namespace lamina
 
 LAMINA_KERNEL(void conv2d_forward(const Conv2dForward& args, const Parallel& parallel);
-              void conv2d_backward(const Conv2dBackward& args, const Parallel& parallel);)
+              void conv2d_backward(const Conv2dBackward& args, const Parallel& parallel);
+              // Their parts, each in an object of its own: pointwise, of few channels, and staged.
+              void product_forward(const Conv2dForward& args, const Parallel& parallel);
+              void product_grad_input(const Conv2dBackward& args, const Parallel& parallel);
+              void product_grad_weight(const Conv2dBackward& args, const Parallel& parallel);
+              void staged_forward(const Conv2dForward& args, const Parallel& parallel);
+              void staged_grad_input(const Conv2dBackward& args, const Parallel& parallel);
+              void staged_grad_weight(const Conv2dBackward& args, const Parallel& parallel);
+              void store_grad_residual(const Conv2dBackward& args, const Parallel& parallel);)

@@ -1,6 +1,8 @@
 #pragma once
 
+#include "conv2d/axis.h"
 #include "conv2d/direct.h"
+#include "conv2d/finish.h"
 
 // The forward pass and the gradient of the input are one computation: target pixels are sums over
 // taps of source pixels, times weights, over the depth (the source's channels). This is what its

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from lamina import functional
 from lamina.backends import use_backend
 from lamina.explain import explain
-from lamina.layers.conv2d import Conv2d, Conv2dReLU
+from lamina.layers.conv2d_modules import Conv2d, Conv2dReLU
 from lamina.layers.conv_batch_norm import ConvBatchNorm2d, ConvBatchNormReLU2d
 from lamina.layers.dynamic_routing import DynamicRouting
 from lamina.layers.linear import Linear, LinearReLU

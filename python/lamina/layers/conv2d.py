@@ -12,227 +12,25 @@ of Winograd (Lavin, Gray 2015).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from lamina.activations import (
-    ACTIVATIONS,
-    BY_MASK,
-    BY_OUTPUT,
-    BY_PREACTIVATION,
-    FINISH,
-    Activation,
-    parse_activation,
-)
+from lamina.activations import FINISH, Activation, parse_activation
 from lamina.backends import choice, choose, kernels
-from lamina.checks import autocast_dtype, cast, check_alike, check_bias, check_floating
-from lamina.double_backward import partial_gradients
-from lamina.fakes import fake
+from lamina.checks import autocast_dtype, cast
+from lamina.layers.conv2d_call import Conv2dFunction, Options, reference
+from lamina.layers.conv2d_checks import (
+    WINOGRAD,
+    check_algorithm,
+    check_shapes,
+    check_sizes,
+    is_channels_last,
+    pad,
+)
 from lamina.spec import FLOATS, Spec
-from lamina.windows import Pair, as_pair, positions
-
-ALGORITHMS = ("auto", "im2col", "winograd", "winograd4")
-_WINOGRAD = ("winograd", "winograd4")
-
-
-def reference(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Pair = 1,
-    padding: Pair | str = 0,
-    dilation: Pair = 1,
-    groups: int = 1,
-    *,
-    activation: Activation = None,
-    residual: Tensor | None = None,
-    algorithm: str = "auto",
-) -> Tensor:
-    """The definition; the algorithm changes roundings only."""
-    name, parameter, after = parse_activation("conv2d", activation)
-    output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    output = output if residual is None else output + residual
-    output = ACTIVATIONS[name][0](output, parameter)
-    return after(output) if after else output
-
-
-class Options(NamedTuple):
-    """What the kernels are told beside their tensors, in the order of the schemas."""
-
-    stride: list[int]
-    padding: list[int]
-    dilation: list[int]
-    groups: int
-    activation: str
-    parameter: float
-    algorithm: str
-    channels_last: bool
-
-    @property
-    def memory_format(self) -> torch.memory_format:
-        return torch.channels_last if self.channels_last else torch.contiguous_format
-
-    def output_sizes(self, input: Tensor, weight: Tensor) -> list[int]:
-        kernel = weight.shape[2:]
-        return positions(input.shape[2:], kernel, self.dilation, self.padding, self.stride)
-
-    def define(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
-    ) -> Tensor:
-        """The reference with these options."""
-        geometry, activation = self[:4], (self.activation, self.parameter)
-        return reference(input, weight, bias, *geometry, activation=activation, residual=residual)
-
-
-@fake("conv2d_forward")
-def _forward_fake(
-    input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, *call: Any
-) -> tuple[Tensor, Tensor]:
-    options, save = Options(*call[:-1]), call[-1]
-    images, outs = input.shape[0], weight.shape[0]
-    height, width = options.output_sizes(input, weight)
-    output = torch.empty(
-        (images, outs, height, width),
-        dtype=input.dtype,
-        device=input.device,
-        memory_format=options.memory_format,
-    )
-    if save and options.activation in BY_MASK:
-        rows, bits = images * height * width, outs
-        rows, bits = (rows, bits) if options.channels_last else (bits, rows)
-        return output, input.new_empty(rows, (bits + 7) // 8, dtype=torch.uint8)
-    if save and options.activation in BY_PREACTIVATION:
-        return output, torch.empty_like(output)
-    return output, input.new_empty(0, dtype=torch.uint8)
-
-
-@fake("conv2d_backward")
-def _backward_fake(
-    grad: Tensor, input: Tensor, weight: Tensor, saved: Tensor, *call: Any
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    memory_format, needs = Options(*call[:-1]).memory_format, call[-1]
-    return (
-        torch.empty_like(input, memory_format=memory_format) if needs[0] else None,
-        torch.empty_like(weight) if needs[1] else None,
-        weight.new_empty(weight.shape[0]) if needs[2] else None,
-        torch.empty_like(grad, memory_format=memory_format) if needs[3] else None,
-    )
-
-
-class _Conv2d(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        options: Options,
-        backend: str,
-    ) -> Tensor:
-        tensors = (input, weight, bias, residual)
-        output, saved = kernels("conv2d", backend).forward(*tensors, *options, True)
-        ctx.save_for_backward(*tensors, output if options.activation in BY_OUTPUT else saved)
-        ctx.options, ctx.backend = options, backend
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, saved = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[:4])
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return *partial_gradients(ctx.options.define, tensors, needs, grad), None, None
-        grad = grad.contiguous(memory_format=ctx.options.memory_format)
-        backward = kernels("conv2d", ctx.backend).backward
-        return *backward(grad, *tensors[:2], saved, *ctx.options, needs), None, None
-
-
-def _check_shapes(input: Tensor, weight: Tensor, bias: Tensor | None, groups: object) -> None:
-    check_floating("conv2d", "input", input)
-    check_floating("conv2d", "weight", weight)
-    if weight.dim() != 4:
-        raise ValueError(f"conv2d: weight must have 4 dimensions, got shape {tuple(weight.shape)}")
-    if input.dim() not in (3, 4):
-        raise ValueError(
-            f"conv2d: input must be [N, C, H, W] or [C, H, W], got shape {tuple(input.shape)}"
-        )
-    if not isinstance(groups, int) or isinstance(groups, bool):
-        raise TypeError(f"conv2d: groups must be an int, got {groups!r}")
-    outs, ins = weight.shape[0], weight.shape[1] * groups
-    if groups < 1 or outs % groups:
-        raise ValueError(
-            f"conv2d: groups must be positive and divide the {outs} out_channels of the weight of "
-            f"shape {tuple(weight.shape)}, got {groups}"
-        )
-    if input.shape[-3] != ins:
-        raise ValueError(
-            f"conv2d: input of shape {tuple(input.shape)} must have {ins} channels: the weight has "
-            f"shape {tuple(weight.shape)} and groups is {groups}"
-        )
-    check_alike("conv2d", "weight", weight, "input", input)
-    check_bias("conv2d", bias, outs, "out_channels", weight, input)
-
-
-def _check_algorithm(op: str, algorithm: object) -> None:
-    if algorithm not in ALGORITHMS:
-        raise ValueError(
-            f"{op}: algorithm is {algorithm!r}; it must be one of {', '.join(ALGORITHMS)}"
-        )
-
-
-def _pad(
-    input: Tensor, weight: Tensor, stride: list[int], padding: Pair | str, dilation: list[int]
-) -> tuple[Tensor, list[int]]:
-    """Zero padding that is the same on both sides, and the input, which has the rest if any."""
-    if not isinstance(padding, str):
-        return input, as_pair("conv2d", "padding", padding, 0)
-    if padding == "valid":
-        return input, [0, 0]
-    if padding != "same":
-        raise ValueError(
-            f"conv2d: padding is {padding!r}; it must be 'same', 'valid', an int or two ints"
-        )
-    if stride != [1, 1]:
-        raise ValueError(f"conv2d: padding 'same' needs stride 1, got {stride}")
-    total = [dilation[d] * (weight.shape[d + 2] - 1) for d in (0, 1)]
-    if total[0] % 2 or total[1] % 2:
-        input = F.pad(input, (0, total[1] % 2, 0, total[0] % 2))
-    return input, [total[0] // 2, total[1] // 2]
-
-
-def _is_channels_last(input: Tensor) -> bool:
-    """Whether a pixel's channels lie side by side. A single number is in either layout."""
-    channels, stride = input.shape[1], input.stride()
-    return stride[1] == 1 and stride[3] >= channels and input.numel() != input.shape[0]
-
-
-def _check_sizes(tensors: tuple[Tensor | None, ...], options: Options, batched: bool) -> None:
-    input, weight, _, residual = tensors
-    kernel, unit = tuple(weight.shape[2:]), options.stride + options.dilation == [1] * 4
-    if options.algorithm in _WINOGRAD and not (kernel == (3, 3) and unit):
-        raise ValueError(
-            f"conv2d: algorithm {options.algorithm!r} needs a 3x3 kernel, stride 1 and dilation 1, "
-            f"got kernel of size {kernel}, stride {options.stride} and dilation {options.dilation}"
-        )
-    sizes = options.output_sizes(input, weight)
-    if min(sizes) < 1:
-        raise ValueError(
-            f"conv2d: kernel of size {kernel} with dilation {options.dilation} is larger than the "
-            f"input of shape {tuple(input.shape)} with padding {options.padding}"
-        )
-    if residual is not None:
-        check_floating("conv2d", "residual", residual)
-        check_alike("conv2d", "residual", residual, "input", input)
-        shape = (*(input.shape[:1] if batched else ()), weight.shape[0], *sizes)
-        if residual.shape != shape:
-            raise ValueError(
-                f"conv2d: residual must have the shape of the result, {tuple(shape)}, "
-                f"got {tuple(residual.shape)}"
-            )
-
+from lamina.windows import Pair, as_pair
 
 # Elements times out_channels below which ATen's shorter call wins.
 _SMALL = 1 << 16
@@ -316,17 +114,17 @@ def conv2d(
     if isinstance(input, Tensor) and (low := autocast_dtype(input)) is not None:
         input, weight, bias = cast(input, low), cast(weight, low), cast(bias, low)
         residual = cast(residual, low)
-    _check_shapes(input, weight, bias, groups)
-    _check_algorithm("conv2d", algorithm)
+    check_shapes(input, weight, bias, groups)
+    check_algorithm("conv2d", algorithm)
     stride = as_pair("conv2d", "stride", stride, 1)
     dilation = as_pair("conv2d", "dilation", dilation, 1)
     batched = input.dim() == 4
     input = input if batched else input.unsqueeze(0)
-    input, padding = _pad(input, weight, stride, padding, dilation)
+    input, padding = pad(input, weight, stride, padding, dilation)
     options = Options(
-        stride, padding, dilation, groups, name, parameter, algorithm, _is_channels_last(input)
+        stride, padding, dilation, groups, name, parameter, algorithm, is_channels_last(input)
     )
-    _check_sizes((input, weight, bias, residual), options, batched)
+    check_sizes((input, weight, bias, residual), options, batched)
     residual = residual if batched or residual is None else residual.unsqueeze(0)
     output = _run((input, weight, bias, residual), options, backend)
     output = output if batched else output.squeeze(0)
@@ -343,71 +141,8 @@ def _run(tensors: tuple[Tensor | None, ...], options: Options, backend: str | No
         residual = residual.contiguous(memory_format=options.memory_format)
     tensors = (input, weight, bias, residual)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return _Conv2d.apply(*tensors, options, chosen)
+        return Conv2dFunction.apply(*tensors, options, chosen)
     return kernels("conv2d", chosen).forward(*tensors, *options, False)[0]
-
-
-class Conv2d(nn.Conv2d):
-    """`torch.nn.Conv2d` and the activation after it, as one layer.
-
-    Arguments, initialisation and state_dict are nn.Conv2d's. `activation` and `algorithm` are those
-    of `conv2d`, and so are shapes and errors. forward(input, residual) adds `residual` before the
-    activation.
-    """
-
-    def __init__(
-        self, *args: Any, activation: Activation = None, algorithm: str = "auto", **kwargs: Any
-    ) -> None:
-        parse_activation("Conv2d", activation)
-        _check_algorithm("Conv2d", algorithm)
-        super().__init__(*args, **kwargs)
-        self.activation = activation
-        self.algorithm = algorithm
-
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        return self._conv_forward(input, self.weight, self.bias, self.activation, residual)
-
-    def _conv_forward(
-        self,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        activation: Activation = None,
-        residual: Tensor | None = None,
-    ) -> Tensor:
-        """The layer with another weight, bias and activation, as a folded batch norm needs it."""
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            padded = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            # The circular mode forgets the layout.
-            kept = input.dim() == 4 and _is_channels_last(input)
-            layout = torch.channels_last if kept else torch.contiguous_format
-            input, padding = padded.contiguous(memory_format=layout), 0
-        return conv2d(
-            input,
-            weight,
-            bias,
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups,
-            activation=activation,
-            residual=residual,
-            algorithm=self.algorithm,
-        )
-
-    def extra_repr(self) -> str:
-        text = super().extra_repr()
-        if self.activation is not None and not isinstance(self.activation, nn.Module):
-            text += f", activation={self.activation!r}"
-        return text + (f", algorithm={self.algorithm!r}" * (self.algorithm != "auto"))
-
-
-class Conv2dReLU(Conv2d):
-    """`Conv2d` with activation="relu"."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, activation="relu", **kwargs)
 
 
 def _slower(
@@ -438,7 +173,7 @@ def _slower(
 
 def _unsupported(backend: str, *call: object) -> list[str]:
     algorithm = Options(*call[4:]).algorithm
-    if algorithm in _WINOGRAD and backend != "cpp":
+    if algorithm in WINOGRAD and backend != "cpp":
         return [f"algorithm {algorithm!r} is the CPU's"]
     return []
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lamina.activations import ACTIVATIONS, Activation, parse_activation
-from lamina.layers.conv2d import Conv2d
+from lamina.layers.conv2d_modules import Conv2d
 from lamina.layers.fold_batch_norm import fold_batch_norm
 
 

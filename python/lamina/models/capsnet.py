@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lamina.layers.conv2d import Conv2d, Conv2dReLU
+from lamina.layers.conv2d_modules import Conv2d, Conv2dReLU
 from lamina.layers.dynamic_routing import DynamicRouting
 from lamina.layers.linear import Linear, LinearReLU
 from lamina.layers.squash import Squash

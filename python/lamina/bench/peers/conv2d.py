@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lamina.bench.peers import Peer, alternatives
-from lamina.layers.conv2d import reference
+from lamina.layers.conv2d_call import reference
 from lamina.spec import Sample
 
 

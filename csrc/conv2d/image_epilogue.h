@@ -1,0 +1,165 @@
+#pragma once
+
+#include "conv2d/finish.h"
+#include "conv2d/pixel_grid.h"
+
+// Epilogues of the GEMM whose tiles are channels and pixels of images.
+
+namespace lamina {
+namespace LAMINA_ISA {
+namespace {
+
+// The epilogue: finished tiles become output, through bias, residual and activation.
+template <class S, Kind K>
+struct FinishTile {
+  using T = Accumulator<S>;
+  const Finish<S>& to;
+  const PixelGrid& grid;
+
+  void prefetch(int64_t row, int rows, int64_t column) const {
+    const Layout& layout = to.layout;
+    if (layout.channels_last)
+      return prefetch_rows<T>(to.output, layout.channels, row, rows, column);
+    const PixelGrid::Run run = grid.run(column, 1);
+    prefetch_rows<T>(to.output + layout.offset(run.image, row, run.pixel), layout.pixels, 0, rows,
+                     0);
+  }
+
+  void operator()(const T* tile, int64_t row, int rows, int64_t column, int columns) const {
+    if (to.layout.channels_last)
+      by_pixel(tile, row, rows, column, columns);
+    else
+      by_channel(tile, row, rows, column, columns);
+  }
+
+ private:
+  void by_pixel(const T* tile, int64_t pixel, int rows, int64_t channel, int columns) const {
+    const Finisher<S, K> finisher(to);
+    const S* const bias = finisher.to.bias;
+    int64_t offset = finisher.to.layout.offset(0, channel, pixel);
+    for (int i = 0; i < rows; ++i, tile += tile_columns<T>, offset += finisher.to.layout.channels) {
+      uint32_t bits = 0;
+      each_vector(tile, columns, [&](Vector<T> z, int j, int count) {
+        const S* const shift = bias + channel + j;
+        if (bias != nullptr) z += count == lanes<T> ? load(shift) : load(shift, count);
+        bits |= finisher.put(z, offset + j, count) << j;
+      });
+      store_bits(pixel + i, channel, bits, columns);
+    }
+  }
+
+  void by_channel(const T* tile, int64_t channel, int rows, int64_t pixel, int columns) const {
+    const Finisher<S, K> finisher(to);
+    const PixelGrid::Run whole = grid.run(pixel, columns);
+    const Runs<T> runs(grid, pixel, whole.length == columns ? 0 : columns);
+    for (int i = 0; i < rows; ++i, tile += tile_columns<T>) {
+      const Vector<T> bias =
+          Vector<T>{} + (to.bias != nullptr ? load(to.bias + channel + i, 1)[0] : 0);
+      uint32_t bits = 0;
+      if (runs.count == 0) {
+        const int64_t offset = finisher.to.layout.offset(whole.image, channel + i, whole.pixel);
+        each_vector(tile, columns, [&](Vector<T> z, int j, int count) {
+          bits |= finisher.put(z + bias, offset + j, count) << j;
+        });
+      } else {
+        runs.each(tile, [&](Vector<T> z, int j, const PixelGrid::Run& run) {
+          const int64_t offset = finisher.to.layout.offset(run.image, channel + i, run.pixel);
+          bits |= finisher.put(z + bias, offset, static_cast<int>(run.length)) << j;
+        });
+      }
+      store_bits(channel + i, pixel, bits, columns);
+    }
+  }
+
+  // Tiles begin at multiples of 8: no other writes these bytes.
+  void store_bits(int64_t row, int64_t first, uint32_t bits, int count) const {
+    if (to.mask == nullptr) return;
+    uint8_t* const target = to.mask + row * to.mask_stride + first / 8;
+    for (int byte = 0; byte * 8 < count; ++byte)
+      target[byte] = static_cast<uint8_t>(bits >> (8 * byte));
+  }
+};
+
+// The epilogue for the gradient of an input of which a stride left pixels out: zeros go there.
+template <class S>
+struct SpreadTile {
+  using T = Accumulator<S>;
+  S* target;
+  Layout layout;
+  const PixelGrid& grid;
+
+  void prefetch(int64_t, int, int64_t) const {}
+
+  void operator()(const T* tile, int64_t row, int rows, int64_t column, int columns) const {
+    if (layout.channels_last) {
+      for (int i = 0; i < rows; ++i) {
+        const PixelGrid::Run run = grid.run(row + i, 1);
+        each_vector(tile + i * tile_columns<T>, columns, [&](Vector<T> sum, int j, int count) {
+          spread_channels(sum, run, column + j, count);
+        });
+      }
+      return;
+    }
+    const Runs<T> runs(grid, column, columns);
+    for (int i = 0; i < rows; ++i)
+      runs.each(tile + i * tile_columns<T>, [&](Vector<T> sums, int, const PixelGrid::Run& run) {
+        spread_pixels(sums, run, row + i);
+      });
+  }
+
+ private:
+  // A pixel goes with those below and to the right of it, up to the next.
+  int64_t rows(int64_t y) const { return min64(grid.stride[0], grid.height - y); }
+  int64_t columns(int64_t x, int64_t count) const {
+    return min64(count * grid.stride[1], grid.width - x);
+  }
+
+  void spread_channels(Vector<T> sums, const PixelGrid::Run& run, int64_t channel,
+                       int count) const {
+    const int64_t y = run.pixel / grid.width, x = run.pixel % grid.width;
+    for (int64_t dy = 0; dy < rows(y); ++dy) {
+      for (int64_t dx = 0; dx < columns(x, 1); ++dx) {
+        const int64_t pixel = run.pixel + dy * grid.width + dx;
+        store_lanes<T>(target + layout.offset(run.image, channel, pixel),
+                       dy == 0 && dx == 0 ? sums : Vector<T>{}, count);
+      }
+    }
+  }
+
+  void spread_pixels(Vector<T> sums, const PixelGrid::Run& run, int64_t channel) const {
+    const int64_t y = run.pixel / grid.width, x = run.pixel % grid.width;
+    S* const line = target + layout.offset(run.image, channel, run.pixel);
+    const int64_t length = columns(x, run.length);
+    for (int64_t dy = 1; dy < rows(y); ++dy) zero(line + dy * grid.width, length);
+    if (grid.stride[1] == 2 && length == 2 * lanes<T>) {
+      store_spread(line, sums);
+      return;
+    }
+    S values[lanes<T>];
+    store(values, sums);
+    zero(line, length);
+    for (int64_t p = 0; p < run.length; ++p) line[p * grid.stride[1]] = values[p];
+  }
+
+  static void zero(S* line, int64_t length) {
+    int64_t p = 0;
+    for (; p + lanes<T> <= length; p += lanes<T>) store(line + p, Vector<T>{});
+    for (; p < length; ++p) line[p] = S{};
+  }
+  // A zero after each element.
+  static void store_spread(S* line, Vector<T> sums) {
+    constexpr int L = lanes<T>;
+    Mask<T> low{}, high{};
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      low[i] = i % 2 == 0 ? i / 2 : L;
+      high[i] = i % 2 == 0 ? L / 2 + i / 2 : L;
+    }
+    store(line, __builtin_shuffle(sums, Vector<T>{}, low));
+    store(line + L, __builtin_shuffle(sums, Vector<T>{}, high));
+  }
+};
+
+}  // namespace
+}  // namespace LAMINA_ISA
+}  // namespace lamina

@@ -1,0 +1,76 @@
+#pragma once
+
+#include "gemm/gemm.h"
+
+// The GEMM with its operands and epilogue behind pointers: it is compiled once for each type of
+// sums, not for each combination of layout, type and activation. A call packs some thousand
+// elements or finishes a tile, beside which its indirection is nothing.
+
+namespace lamina {
+namespace LAMINA_ISA {
+namespace {
+
+template <class T>
+struct AnyOperand {
+  using Pack = void (*)(const void* operand, T* panel, int64_t first, int count, int64_t depth,
+                        int depths);
+  const void* operand;
+  Pack pack_panel, panel_packed;
+
+  template <int WIDTH>
+  void pack(T* panel, int64_t first, int count, int64_t depth, int depths) const {
+    pack_panel(operand, panel, first, count, depth, depths);
+  }
+  template <int WIDTH>
+  void packed(const T* panel, int64_t first, int count, int64_t depth, int depths) const {
+    panel_packed(operand, const_cast<T*>(panel), first, count, depth, depths);
+  }
+};
+
+// `operand`, which must outlive the result, as the GEMM's A (WIDTH = tile_rows) or B.
+template <class T, int WIDTH, class Operand>
+AnyOperand<T> any_operand(const Operand& operand) {
+  return {
+      &operand,
+      [](const void* of, T* panel, int64_t first, int count, int64_t depth, int depths) {
+        static_cast<const Operand*>(of)->template pack<WIDTH>(panel, first, count, depth, depths);
+      },
+      [](const void* of, T* panel, int64_t first, int count, int64_t depth, int depths) {
+        static_cast<const Operand*>(of)->template packed<WIDTH>(panel, first, count, depth, depths);
+      }};
+}
+
+template <class T>
+struct AnyEpilogue {
+  const void* epilogue;
+  void (*finish)(const void* epilogue, const T* tile, int64_t row, int rows, int64_t column,
+                 int columns);
+  void (*fetch)(const void* epilogue, int64_t row, int rows, int64_t column);
+
+  void operator()(const T* tile, int64_t row, int rows, int64_t column, int columns) const {
+    finish(epilogue, tile, row, rows, column, columns);
+  }
+  void prefetch(int64_t row, int rows, int64_t column) const { fetch(epilogue, row, rows, column); }
+};
+
+template <class T, class Epilogue>
+AnyEpilogue<T> any_epilogue(const Epilogue& epilogue) {
+  return {&epilogue,
+          [](const void* of, const T* tile, int64_t row, int rows, int64_t column, int columns) {
+            (*static_cast<const Epilogue*>(of))(tile, row, rows, column, columns);
+          },
+          [](const void* of, int64_t row, int rows, int64_t column) {
+            static_cast<const Epilogue*>(of)->prefetch(row, rows, column);
+          }};
+}
+
+template <class T, class A, class B, class Epilogue>
+void multiply_any(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Epilogue& epilogue,
+                  const Parallel& parallel) {
+  gemm<T>(m, n, k, any_operand<T, tile_rows<T>>(a), any_operand<T, tile_columns<T>>(b),
+          any_epilogue<T>(epilogue), parallel);
+}
+
+}  // namespace
+}  // namespace LAMINA_ISA
+}  // namespace lamina

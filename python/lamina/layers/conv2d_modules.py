@@ -1,0 +1,76 @@
+"""conv2d as modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lamina.activations import Activation, parse_activation
+from lamina.layers.conv2d import conv2d
+from lamina.layers.conv2d_checks import check_algorithm, is_channels_last
+
+
+class Conv2d(nn.Conv2d):
+    """`torch.nn.Conv2d` and the activation after it, as one layer.
+
+    Arguments, initialisation and state_dict are nn.Conv2d's. `activation` and `algorithm` are those
+    of `conv2d`, and so are shapes and errors. forward(input, residual) adds `residual` before the
+    activation.
+    """
+
+    def __init__(
+        self, *args: Any, activation: Activation = None, algorithm: str = "auto", **kwargs: Any
+    ) -> None:
+        parse_activation("Conv2d", activation)
+        check_algorithm("Conv2d", algorithm)
+        super().__init__(*args, **kwargs)
+        self.activation = activation
+        self.algorithm = algorithm
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self._conv_forward(input, self.weight, self.bias, self.activation, residual)
+
+    def _conv_forward(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: Activation = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """The layer with another weight, bias and activation, as a folded batch norm needs it."""
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            padded = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            # The circular mode forgets the layout.
+            kept = input.dim() == 4 and is_channels_last(input)
+            layout = torch.channels_last if kept else torch.contiguous_format
+            input, padding = padded.contiguous(memory_format=layout), 0
+        return conv2d(
+            input,
+            weight,
+            bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            activation=activation,
+            residual=residual,
+            algorithm=self.algorithm,
+        )
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        if self.activation is not None and not isinstance(self.activation, nn.Module):
+            text += f", activation={self.activation!r}"
+        return text + (f", algorithm={self.algorithm!r}" * (self.algorithm != "auto"))
+
+
+class Conv2dReLU(Conv2d):
+    """`Conv2d` with activation="relu"."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, activation="relu", **kwargs)
