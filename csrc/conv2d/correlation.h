@@ -50,7 +50,9 @@ void each_task(const Parallel& parallel, int64_t tasks, const Body& body) {
   if (tasks <= 0) return;
   const int workers = static_cast<int>(min64(parallel.threads, tasks));
   int64_t next = 0;
-  const auto work = [&](int worker) {
+  // One copy of the body, whatever the number of workers: GCC may contract a * b + c * d to
+  // different pairs of roundings in two.
+  const auto work = [&](int worker) __attribute__((noinline, noclone)) {
     for (int64_t task; (task = claim(&next)) < tasks;) body(worker, task);
   };
   if (workers == 1)
