@@ -138,7 +138,7 @@ def test_double_backward_where_the_weight_comes_from_the_input():
 
 
 @cpp
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     m=st.integers(0, 70),
     n=st.integers(0, 70),

@@ -50,7 +50,7 @@ def test_in_place_writes_into_its_input():
 
 
 @cpp
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     n=st.integers(0, 3000),
     offset=st.integers(0, 9),
