@@ -30,7 +30,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& u, const Tensor& weight
     couplings = empty_for_routing(u, {in.batch, in.in_capsules, in.out_capsules});
     args.couplings = couplings.data_ptr();
   }
-  run_routing_forward(args, u);
+  run_routing_forward(args);
   return {v, s, couplings};
 }
 
@@ -56,7 +56,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     grad_bias = torch::stable::empty_like(*bias);
     args.grad_bias = grad_bias.data_ptr();
   }
-  run_routing_backward(args, u);
+  run_routing_backward(args);
   return {gradients.u, gradients.weight, grad_bias, gradients.prior};
 }
 

@@ -5,6 +5,7 @@
 
 #include "common/parallel_torch.h"
 #include "common/tensor.h"
+#include "common/workspace.h"
 #include "dynamic_routing/dynamic_routing_kernels.h"
 
 // From tensors to what the CPU kernels take; for the ops dynamic_routing and routing_pass.
@@ -57,28 +58,16 @@ inline Tensor empty_for_routing(const Tensor& like, std::vector<int64_t> sizes) 
   return torch::stable::new_empty(like, sizes);
 }
 
-// Runs a kernel in scratch memory of the size it asked for.
-template <class Args>
-void run_routing(size_t bytes, void (*kernel)(const Args&, void*, const Parallel&),
-                 const Args& args, const Parallel& parallel, const Tensor& like) {
-  constexpr size_t alignment = 64;
-  const Tensor scratch = empty_bytes(like, {static_cast<int64_t>(bytes + alignment)});
-  prefer_huge_pages(scratch);
-  const auto address = reinterpret_cast<uintptr_t>(scratch.data_ptr());
-  kernel(args, reinterpret_cast<void*>((address + alignment - 1) / alignment * alignment),
-         parallel);
+inline void run_routing_forward(const RoutingForward& args) {
+  const Parallel parallel = torch_threads();
+  void* scratch = workspace(LAMINA_DISPATCH(routing_forward_scratch)(args, parallel.threads));
+  LAMINA_DISPATCH(routing_forward)(args, scratch, parallel);
 }
 
-inline void run_routing_forward(const RoutingForward& args, const Tensor& like) {
+inline void run_routing_backward(const RoutingBackward& args) {
   const Parallel parallel = torch_threads();
-  run_routing(LAMINA_DISPATCH(routing_forward_scratch)(args, parallel.threads),
-              LAMINA_DISPATCH(routing_forward), args, parallel, like);
-}
-
-inline void run_routing_backward(const RoutingBackward& args, const Tensor& like) {
-  const Parallel parallel = torch_threads();
-  run_routing(LAMINA_DISPATCH(routing_backward_scratch)(args, parallel.threads),
-              LAMINA_DISPATCH(routing_backward), args, parallel, like);
+  void* scratch = workspace(LAMINA_DISPATCH(routing_backward_scratch)(args, parallel.threads));
+  LAMINA_DISPATCH(routing_backward)(args, scratch, parallel);
 }
 
 // The gradients that every backward has in common.

@@ -101,11 +101,13 @@ class RoutingStep {
   int count(int64_t tile) const { return int(min(S, in_.batch - sample(tile))); }
   int64_t chunk_begin(int64_t chunk) const { return I * chunk / chunks_; }
 
-  // f(task, chunk): a task has working memory of its own and one chunk after the other.
+  // f(task, chunk): a task has working memory of its own and takes one chunk after the other, as
+  // many as it can: no sum depends on which.
   template <class F>
   void for_chunks(const Parallel& parallel, const F& f) const {
+    int64_t next = 0;
     parallel_for(parallel, int(tasks_), [&](int task) {
-      for (int64_t k = chunks_ * task / tasks_; k < chunks_ * (task + 1) / tasks_; ++k) f(task, k);
+      for (int64_t k; (k = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < chunks_;) f(task, k);
     });
   }
 

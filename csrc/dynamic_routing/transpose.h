@@ -46,6 +46,23 @@ LAMINA_INLINE void transpose(typename P::Vec (&a)[P::width]) {
   if constexpr (P::width > 1) exchange<P, 1>(a);
 }
 
+// Lane r of the result is the sum of the lanes of vector r.
+template <class P, int HALF = P::width / 2>
+LAMINA_INLINE typename P::Vec lane_sums(typename P::Vec (&a)[2 * HALF]) {
+  static constexpr Exchange<P, HALF> lanes;
+  typename P::Bits low, high;
+  __builtin_memcpy(&low, lanes.low, sizeof low);
+  __builtin_memcpy(&high, lanes.high, sizeof high);
+  typename P::Vec sum[HALF];
+#pragma GCC unroll 16
+  for (int r = 0; r < HALF; ++r)
+    sum[r] = __builtin_shuffle(a[r], a[r + HALF], low) + __builtin_shuffle(a[r], a[r + HALF], high);
+  if constexpr (HALF > 1)
+    return lane_sums<P, HALF / 2>(sum);
+  else
+    return sum[0];
+}
+
 // Some numbers at p, or to p; a vector's worth at most.
 template <class P, class T>
 LAMINA_INLINE typename P::Vec load_some(const T* p, int count) {

@@ -15,7 +15,7 @@ Tensor forward(const Tensor& u, const Tensor& weight, const MaybeTensor& v,
   const RoutingInputs& in = args.inputs;
   Tensor s = empty_for_routing(u, {in.batch, in.out_capsules, in.out_dim});
   args.s = s.data_ptr();
-  run_routing_forward(args, u);
+  run_routing_forward(args);
   return s;
 }
 
@@ -37,7 +37,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
     grad_v = torch::stable::empty_like(*v);
     args.grad_v = grad_v.data_ptr();
   }
-  run_routing_backward(args, u);
+  run_routing_backward(args);
   return {gradients.u, gradients.weight, grad_v, gradients.prior};
 }
 

@@ -1,0 +1,242 @@
+#pragma once
+
+#include "dynamic_routing/outer_products.h"
+#include "dynamic_routing/routing_backward_couplings.h"
+
+namespace lamina {
+namespace LAMINA_ISA {
+namespace {
+
+// The most products that one sum in registers runs over.
+constexpr int64_t chain = 64;
+
+// The last backward pass: one task owns an in-capsule's grad_u and grad_weight for all samples of
+// the group.
+template <class T, class P>
+class BackwardGradients : protected BackwardCouplings<T, P> {
+ protected:
+  using Step = RoutingStep<T, P>;
+  using Couplings = BackwardCouplings<T, P>;
+  using Couplings::args_, Couplings::steps_, Couplings::stop_, Couplings::own_, Couplings::base_;
+  using Couplings::at, Couplings::kept, Couplings::kept_in_, Couplings::kept_out_;
+  using Couplings::own_sbar_, Couplings::weighted_u_;
+  using Couplings::slot, Couplings::slots_, Couplings::starts_alike;
+  using Couplings::term_count_, Couplings::terms_;
+  using Step::D, Step::E, Step::I, Step::in_, Step::O, Step::S, Step::votes_dim_;
+
+  BackwardGradients(const RoutingBackward& args, Arena& arena, int threads)
+      : Couplings(args, arena, threads), outer_{in_.shared ? E : O * E, D} {
+    arena.take(grad_u_, Step::tasks_ * Step::block_ * D * S);
+    arena.take(x_, in_.shared ? 0 : Step::tasks_ * x_tiles() * x_tile());
+    arena.take(products_, (in_.shared ? O : Step::tasks_ * Step::block_) * outer_.numbers());
+  }
+
+  void find_gradients(const Parallel& parallel) {
+    if (args_.grad_bias != nullptr) sum_grad_bias();
+    if (args_.grad_u == nullptr && args_.grad_weight == nullptr && args_.grad_prior == nullptr)
+      return;
+    Step::for_chunks(parallel, [&](int task, int64_t chunk) {
+      const int64_t begin = Step::chunk_begin(chunk), end = Step::chunk_begin(chunk + 1);
+      if (args_.grad_prior != nullptr)
+        for (int64_t i = begin; i < end; ++i) sum_grad_prior(i);
+      if (in_.shared)
+        shared_grad_u(task, begin, end);
+      else
+        for (int64_t i = begin; i < end; i += Step::block_)
+          differentiate(task, i, min(i + Step::block_, end));
+    });
+    if (in_.shared && args_.grad_weight != nullptr)
+      parallel_for(parallel, int(O), [&](int j) { shared_grad_weight(j); });
+  }
+
+  // sum += sum over the terms of coefficient_ij vector_j, for N dimensions from e on and M
+  // in-capsules from `kept` on; packs Q from lane `lane` on.
+  template <class Q, int N, int M>
+  LAMINA_INLINE void add_terms(int64_t tile, const T* kept, int64_t j, int64_t e, int lane,
+                               Q (&sum)[M][N]) const {
+    const int64_t from = tile * Step::sums() + (j * votes_dim_ + e) * S + lane;
+    for (int k = 0; k < term_count_; ++k) {
+      const T* factors = kept + terms_[k].slot * S + j * kept_out_ + lane;
+      const T* vectors = terms_[k].vectors + from;
+      Q factor[M];
+#pragma GCC unroll 4
+      for (int m = 0; m < M; ++m) factor[m] = Q::load(factors + m * kept_in_);
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) {
+        const Q vector = Q::load(vectors + n * S);
+#pragma GCC unroll 4
+        for (int m = 0; m < M; ++m) sum[m][n] += factor[m] * vector;
+      }
+    }
+  }
+
+  // X of M in-capsules; `next` are the coefficients that will be read next.
+  template <int M>
+  void form_x(int64_t tile, int64_t i, T* x, const T* next) const {
+    using Q = Pack<T, P::width, 1>;
+    const T* base = base_ + tile * own_;
+    for (int64_t j = 0; j < O; ++j) {
+      for (int m = 0; m < M; ++m) prefetch<false>(next + m * kept_in_ + j * kept_out_, slots_ * S);
+      for (int lane = 0; lane < S; lane += P::width)
+        in_blocks<accumulators / 4>(E, [&](auto size, int64_t e) {
+          constexpr int N = decltype(size)::value;
+          const int64_t at = (j * E + e) * S + lane;
+          Q sum[M][N];
+#pragma GCC unroll 4
+          for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+            for (int n = 0; n < N; ++n) sum[m][n] = Q::load(base + at + n * S);
+          add_terms<Q, N, M>(tile, kept(tile, i, 0), j, e, lane, sum);
+#pragma GCC unroll 4
+          for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+            for (int n = 0; n < N; ++n) sum[m][n].store(x + m * own_ + at + n * S);
+        });
+    }
+  }
+
+  bool by_lanes() const {
+    return args_.grad_weight != nullptr && outer_.by_lanes(Step::group_tiles_);
+  }
+  // Of how many tiles X is held at once.
+  int64_t x_tiles() const { return by_lanes() ? Step::group_tiles_ : 1; }
+  int64_t x_tile() const { return Step::block_ * own_; }
+
+  // X of a block of in-capsules, and with it their grad_u and grad_weight.
+  void differentiate(int task, int64_t begin, int64_t end) {
+    const bool by_lanes = this->by_lanes();
+    T* x_begin = x_ + task * x_tiles() * x_tile();
+    T* grad_u = grad_u_ + task * Step::block_ * D * S;
+    T* sums = products_ + task * Step::block_ * outer_.numbers();
+    const auto w = Step::gather_weights(begin, end,
+                                        Step::weights_ + task * Step::weight_capsules_ * O * E * D);
+    if (args_.grad_weight != nullptr && !by_lanes)
+      __builtin_memset(sums, 0, (end - begin) * outer_.numbers() * sizeof(T));
+    for (int64_t tile = 0; tile < Step::tiles_; ++tile) {
+      const bool last = tile + 1 == Step::tiles_;
+      T* block = x_begin + (by_lanes ? tile * x_tile() : 0);
+      const T* next = kept(last ? 0 : tile + 1, last ? end : begin, 0);
+      in_blocks<block_capsules>(end - begin, [&](auto size, int64_t n) {
+        form_x<decltype(size)::value>(tile, begin + n, block + n * own_, next + n * kept_in_);
+      });
+      for (int64_t i = begin; i < end; ++i) {
+        const T* x = block + (i - begin) * own_;
+        if (args_.grad_u != nullptr) add_grad_u(w, i, x, grad_u + (i - begin) * D * S);
+        if (args_.grad_weight != nullptr && !by_lanes)
+          outer_.add(x, Step::u(tile, i), Step::count(tile), sums + (i - begin) * outer_.numbers());
+      }
+      if (args_.grad_u != nullptr) store_grad_u(tile, begin, end, grad_u);
+    }
+    if (args_.grad_weight == nullptr) return;
+    for (int64_t i = begin; i < end; ++i) {
+      T* of_capsule = sums + (i - begin) * outer_.numbers();
+      if (by_lanes)
+        outer_.sum_lanes(Step::tiles_, x_begin + (i - begin) * own_, x_tile(), Step::u(0, i),
+                         I * D * S, of_capsule);
+      store_grad_weight(of_capsule, 0, i, by_lanes);
+    }
+  }
+
+  // W_i^T X_i into `sums` [D]. One chain of roundings for each few out-capsules.
+  void add_grad_u(const typename Step::Weights& w, int64_t i, const T* x, T* sums) const {
+    const int64_t step = max(chain / E, 1);
+    for (int64_t j = 0; j < O; j += step)
+      product<P>({D, Step::sd_, min(step, O - j), w.out_stride, E, Step::se_, w.out_stride},
+                 w.at(i, j), x + j * E * S, [&](int64_t d, const P& y) {
+                   (j == 0 ? y : P::load(sums + d * S) + y).store(sums + d * S);
+                 });
+  }
+
+  void store_grad_u(int64_t tile, int64_t begin, int64_t end, const T* packs) const {
+    from_packs<P>(packs, (end - begin) * D,
+                  static_cast<T*>(args_.grad_u) + (Step::sample(tile) * I + begin) * D, I * D,
+                  Step::count(tile));
+  }
+  // From out-capsule j on; `rows` if that is how the sums lie.
+  void store_grad_weight(const T* sums, int64_t j, int64_t i, bool rows) const {
+    const int64_t* stride = args_.grad_weight_stride;
+    T* to = static_cast<T*>(args_.grad_weight) + j * stride[0] + i * stride[1];
+    rows ? outer_.store_rows(sums, E, stride, add_, to) : outer_.store(sums, E, stride, add_, to);
+  }
+
+  void shared_grad_u(int task, int64_t begin, int64_t end) {
+    if (args_.grad_u == nullptr) return;
+    T* grad_u = grad_u_ + task * Step::block_ * D * S;
+    for (int64_t tile = 0; tile < Step::tiles_; ++tile)
+      for (int64_t i = begin; i < end; ++i) {
+        in_blocks<row_block<P>>(D, [&](auto size, int64_t d) {
+          constexpr int N = decltype(size)::value;
+          P sum[1][N];
+#pragma GCC unroll 8
+          for (int n = 0; n < N; ++n) sum[0][n] = P::fill(T(0));
+          for (int64_t j = 0; j < O; ++j) {
+            const T* base = base_ + tile * Step::sums() + (j * D + d) * S;
+#pragma GCC unroll 8
+            for (int n = 0; n < N; ++n) sum[0][n] += P::load(base + n * S);
+            add_terms<P, N, 1>(tile, kept(tile, i, 0), j, d, 0, sum);
+          }
+#pragma GCC unroll 8
+          for (int n = 0; n < N; ++n) sum[0][n].store(grad_u + (d + n) * S);
+        });
+        store_grad_u(tile, i, i + 1, grad_u);
+      }
+  }
+
+  // W_j's gradient: every term's vector times its weighted sum of u.
+  void shared_grad_weight(int64_t j) {
+    T* sums = products_ + j * outer_.numbers();
+    __builtin_memset(sums, 0, outer_.numbers() * sizeof(T));
+    for (int64_t tile = 0; tile < Step::tiles_; ++tile) {
+      const auto add_term = [&](const T* own, const T* weighted_u) {
+        outer_.add(own + tile * own_ + j * E * S, weighted_u + tile * Step::sums() + j * D * S,
+                   Step::count(tile), sums);
+      };
+      if (starts_alike()) add_term(own_sbar_, weighted_u_ + at(2 * steps_, Step::sums()));
+      for (int k = 0; k < term_count_; ++k) add_term(terms_[k].own, terms_[k].weighted_u);
+    }
+    store_grad_weight(sums, j, 0, false);
+  }
+
+  static T lane_sum(const P& x) {
+    alignas(64) T lanes[S];
+    x.store(lanes);
+    T sum = T(0);
+    for (int l = 0; l < S; ++l) sum += lanes[l];
+    return sum;
+  }
+
+  void sum_grad_bias() {
+    T* grad = static_cast<T*>(args_.grad_bias);
+    for (int64_t k = 0; k < O * E; ++k) {
+      P sum = P::fill(T(0));
+      for (int t = 0; t < steps_; ++t)
+        for (int64_t tile = 0; tile < Step::tiles_; ++tile)
+          sum += P::load(own_sbar_ + at(t, own_) + tile * own_ + k * S);
+      grad[k] = (add_ ? grad[k] : T(0)) + lane_sum(sum);
+    }
+  }
+
+  void sum_grad_prior(int64_t i) {
+    T* grad = static_cast<T*>(args_.grad_prior) + i * O;
+    for (int64_t j = 0; j < O; ++j) {
+      P total = P::fill(T(0));
+      for (int64_t tile = 0; tile < Step::tiles_; ++tile) {
+        P sum = P::fill(T(0));
+        for (int t = stop_; t < steps_; ++t)
+          sum += P::load(kept(tile, i, slot(t) + 1) + j * kept_out_);
+        if (in_.prior_per_sample)
+          sum.scatter(grad + Step::sample(tile) * I * O + j, I * O, Step::count(tile));
+        total += sum;
+      }
+      if (!in_.prior_per_sample) grad[j] = (add_ ? grad[j] : T(0)) + lane_sum(total);
+    }
+  }
+
+  const OuterProducts<P, T> outer_;  // grad_weight of an in-capsule, or of a shared W_j
+  bool add_ = false;                 // to what the groups before have written
+  T *x_, *products_, *grad_u_;
+};
+
+}  // namespace
+}  // namespace LAMINA_ISA
+}  // namespace lamina
