@@ -27,7 +27,11 @@ class BackwardGradients : protected BackwardCouplings<T, P> {
   BackwardGradients(const RoutingBackward& args, Arena& arena, int threads)
       : Couplings(args, arena, threads), outer_{in_.shared ? E : O * E, D} {
     arena.take(grad_u_, Step::tasks_ * Step::block_ * D * S);
-    arena.take(x_, in_.shared ? 0 : Step::tasks_ * x_tiles() * x_tile());
+    const int64_t x_numbers = in_.shared ? 0 : Step::tasks_ * x_tiles() * x_tile();
+    if (x_numbers <= Step::chunks_ * Step::group_tiles_ * Step::sums())
+      x_ = Step::partial_;  // which the passes before need no more
+    else
+      arena.take(x_, x_numbers);
     arena.take(products_, (in_.shared ? O : Step::tasks_ * Step::block_) * outer_.numbers());
   }
 
