@@ -78,10 +78,12 @@ struct RoutingGradients {
                    const MaybeTensor& given_prior, bool need_u, bool need_weight, bool need_prior) {
     if (need_u) {
       u = empty_for_routing(given_u, {given_u.size(0), given_u.size(1), given_u.size(2)});
+      prefer_huge_pages(u);
       args.grad_u = u.data_ptr();
     }
     if (need_weight) {
       weight = torch::stable::empty_like(given_weight);
+      prefer_huge_pages(weight);
       args.grad_weight = weight.data_ptr();
       const int64_t last = weight.dim() - 1;
       args.grad_weight_stride[0] = weight.stride(0);
