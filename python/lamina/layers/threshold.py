@@ -63,7 +63,7 @@ class _ThresholdReLU(torch.autograd.Function):
 
 
 _FLOATS = frozenset(FLOATS)
-_SMALL = 1 << 21  # elements; with fewer, forward and backward of ATen work in the caches
+_SMALL = 3 << 20  # elements; with fewer, forward and backward of ATen work in the caches
 
 
 def threshold_relu(input: Tensor, threshold: float = 0.0, *, backend: str | None = None) -> Tensor:
