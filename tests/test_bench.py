@@ -99,12 +99,28 @@ def test_unknown_shape_is_refused(capsys):
     assert "no shape matches 7G" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("op", "shape"), [("linear", "3x5x7"), ("dynamic_routing", "2x3x4x5x6")])
+@pytest.mark.parametrize(
+    ("op", "shape"),
+    [
+        ("linear", "3x5x7"),
+        ("dynamic_routing", "2x3x4x5x6"),
+        ("conv2d", "2x3x9² 5x3 -> 4 stride 2"),
+    ],
+)
 def test_a_shape_of_ones_own(op, shape):
     (workload,) = specs()[op].workloads_like(shape, CPU)
     assert workload.name == workload.build(torch.float32, CPU).name == shape
     assert not specs()[op].workloads_like(f"{shape}x", CPU)
     assert not specs()[op].workloads_like(shape[2:], CPU)
+
+
+def test_shapes_beyond_the_default():
+    spec = specs()["conv2d"]
+    default, large = (spec.workloads_like(pattern, CPU) for pattern in ("*", "16x*"))
+    assert default == spec.workloads
+    assert not set(default) & set(large)
+    everything = spec.workloads_like("?*", CPU)
+    assert len({w.name for w in everything}) == len(everything) > len(default) + len(large)
 
 
 def test_budget_names_what_it_did_not_reach(planted, capsys):

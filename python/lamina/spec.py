@@ -119,8 +119,12 @@ class Spec:
         """The device's workloads whose names match, or the one that a name of that form stands for.
 
         The cases' `workload` makes one from its sizes: whoever has 24x2048x2048 can ask for it.
+        Their MORE_WORKLOADS are the CPU's that "*", which is everybody's default, leaves out.
         """
-        found = tuple(w for w in self.workloads_on(device) if fnmatch(w.name, pattern))
+        known = self.workloads_on(device)
+        if pattern != "*" and device.type == "cpu":
+            known += getattr(self._cases, "MORE_WORKLOADS", ())
+        found = tuple(w for w in known if fnmatch(w.name, pattern))
         make = getattr(self._cases, "workload", None)
         if found or make is None:
             return found

@@ -126,13 +126,13 @@ def bad_inputs(device: torch.device) -> Iterator[BadInput]:
     yield bad("algorithm", "algorithm is 'fft'; it must be one of auto", algorithm="fft")
 
 
-def _workload(
-    images: int, ins: int, outs: int, size: int, kernel: int | tuple[int, int], stride: int = 1
+def workload(
+    images: int, ins: int, size: int, rows: int, columns: int, outs: int, stride: int = 1
 ) -> Workload:
-    kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
-    name = f"{images}x{ins}x{size}² {kernel[0]}x{kernel[1]} -> {outs}"
+    """Filters of rows x columns and ReLU, padded by half of them; size x size pixels."""
+    name = f"{images}x{ins}x{size}² {rows}x{columns} -> {outs}"
     name += f" stride {stride}" if stride > 1 else ""
-    padding = tuple(k // 2 for k in kernel)
+    padding = (rows // 2, columns // 2)
 
     def build(dtype: torch.dtype, device: torch.device) -> Sample:
         # As networks are run there: the tensor cores want channels together.
@@ -143,54 +143,91 @@ def _workload(
             made = torch.randn(shape, dtype=dtype, device=device)
             return made.contiguous(memory_format=layout) if len(shape) == 4 else made
 
-        fan_in = ins * kernel[0] * kernel[1]
-        tensors = (draw(images, ins, size, size), draw(outs, ins, *kernel) / fan_in**0.5)
+        scale = (ins * rows * columns) ** -0.5
+        tensors = (draw(images, ins, size, size), draw(outs, ins, rows, columns) * scale)
         tensors = tuple(t.requires_grad_() for t in (*tensors, draw(outs)))
         tensors[0].requires_grad_(ins != 3)  # Nothing trains the pixels of an image.
         return Sample(name, tensors, {"stride": stride, "padding": padding, "activation": "relu"})
 
     side = (size - 1) // stride + 1
     outputs = images * outs * side * side
-    columns = ins * kernel[0] * kernel[1]
-    elements = images * ins * size * size + outs * columns + outputs
-    return Workload(name, build, flops=2 * outputs * columns, elements=elements)
+    products = ins * rows * columns
+    elements = images * ins * size * size + outs * products + outputs
+    return Workload(name, build, flops=2 * outputs * products, elements=elements)
 
 
+# (channels, pixels a side, filters' rows, columns, filters, stride): the distinct convolutions of
+# ResNet-18 and, beyond them, of ResNet-50 at 224² (He et al. 2016), and of Inception's modules
+# (Szegedy et al. 2015, 3a; 2016, 1x7).
 RESNET18 = (
-    (3, 64, 224, 7, 2),
-    (64, 64, 56, 3),
-    (64, 128, 56, 3, 2),
-    (64, 128, 56, 1, 2),
-    (128, 128, 28, 3),
-    (128, 256, 28, 3, 2),
-    (256, 256, 14, 3),
-    (256, 512, 14, 3, 2),
-    (512, 512, 7, 3),
+    (3, 224, 7, 7, 64, 2),
+    (64, 56, 3, 3, 64),
+    (64, 56, 3, 3, 128, 2),
+    (64, 56, 1, 1, 128, 2),
+    (128, 28, 3, 3, 128),
+    (128, 28, 3, 3, 256, 2),
+    (128, 28, 1, 1, 256, 2),
+    (256, 14, 3, 3, 256),
+    (256, 14, 3, 3, 512, 2),
+    (256, 14, 1, 1, 512, 2),
+    (512, 7, 3, 3, 512),
 )
 RESNET50 = (
-    (64, 64, 56, 1),
-    (64, 256, 56, 1),
-    (256, 64, 56, 1),
-    (256, 512, 56, 1, 2),
-    (512, 128, 28, 1),
-    (128, 512, 28, 1),
-    (1024, 256, 14, 1),
-    (256, 1024, 14, 1),
-    (2048, 512, 7, 1),
-    (512, 2048, 7, 1),
+    (64, 56, 1, 1, 64),
+    (64, 56, 1, 1, 256),
+    (256, 56, 1, 1, 64),
+    (256, 56, 1, 1, 128),
+    (128, 56, 3, 3, 128, 2),
+    (256, 56, 1, 1, 512, 2),
+    (128, 28, 1, 1, 512),
+    (512, 28, 1, 1, 128),
+    (512, 28, 1, 1, 256),
+    (256, 28, 3, 3, 256, 2),
+    (512, 28, 1, 1, 1024, 2),
+    (256, 14, 1, 1, 1024),
+    (1024, 14, 1, 1, 256),
+    (1024, 14, 1, 1, 512),
+    (512, 14, 3, 3, 512, 2),
+    (1024, 14, 1, 1, 2048, 2),
+    (512, 7, 1, 1, 2048),
+    (2048, 7, 1, 1, 512),
 )
-INCEPTION = ((192, 64, 28, 1), (96, 128, 28, 3), (16, 32, 28, 5), (128, 128, 17, (1, 7)))
+INCEPTION = (
+    (192, 28, 1, 1, 64),
+    (192, 28, 1, 1, 96),
+    (96, 28, 3, 3, 128),
+    (192, 28, 1, 1, 16),
+    (16, 28, 5, 5, 32),
+    (192, 28, 1, 1, 32),
+    (128, 17, 1, 7, 128),
+)
+# Each kind of layer once: what `lamina bench` times unasked.
+EACH_KIND = (
+    *(shape for shape in RESNET18 if shape[2] > 1),
+    (64, 56, 1, 1, 256),
+    (256, 56, 1, 1, 512, 2),
+    (512, 28, 1, 1, 128),
+    (1024, 14, 1, 1, 256),
+    (512, 7, 1, 1, 2048),
+    (16, 28, 5, 5, 32),
+    (128, 17, 1, 7, 128),
+)
 
+WORKLOADS = (*(workload(8, *shape) for shape in EACH_KIND), workload(1, 8, 8, 3, 3, 8))
 
-WORKLOADS = (
-    *(_workload(8, *shape) for shape in (*RESNET18, *RESNET50, *INCEPTION)),
-    *(_workload(16, *shape) for shape in RESNET18),
-    _workload(1, 8, 8, 8, 3),
+# All of them, for whoever names them: --shapes '8x*', --shapes '16x*'.
+MORE_WORKLOADS = tuple(
+    workload(images, *shape)
+    for images in (8, 16)
+    for shape in (*RESNET18, *RESNET50, *INCEPTION)
+    if images != 8 or shape not in EACH_KIND
 )
 
 GPU_WORKLOADS = (
-    *(_workload(32, *shape) for shape in RESNET18 if shape[3] == 3 and len(shape) == 4),
-    *(_workload(32, *shape) for shape in RESNET50),
-    *(_workload(256, *shape) for shape in ((64, 64, 56, 3), (256, 64, 56, 1), (512, 512, 7, 3))),
-    _workload(32, 3, 64, 224, 7, 2),
+    *(workload(32, *shape) for shape in RESNET18 if shape[2] == 3 and len(shape) == 5),
+    *(workload(32, *shape) for shape in RESNET50 if shape[2] == 1),
+    workload(256, 64, 56, 3, 3, 64),
+    workload(256, 256, 56, 1, 1, 64),
+    workload(256, 512, 7, 3, 3, 512),
+    workload(32, 3, 224, 7, 7, 64, 2),
 )
