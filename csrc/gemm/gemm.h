@@ -63,6 +63,20 @@ class Gemm {
     return static_cast<int>(min64(parallel_.threads, items));
   }
 
+  // Column panels of an item, where items are nothing but columns: enough items, and of the sizes
+  // near that the one with which threads finish together.
+  int64_t even_tiles() const {
+    const int64_t threads = parallel_.threads;
+    const int64_t most = min64(blocking.column_tiles, ceil_div(column_panels_, 4 * threads));
+    int64_t best = most, shortest = column_panels_;
+    for (int64_t tiles = most; 2 * tiles > most; --tiles) {
+      const int64_t whole = column_panels_ / tiles, rest = column_panels_ % tiles;
+      const int64_t longest = whole / threads * tiles + (whole % threads > 0 ? tiles : rest);
+      if (longest < shortest) best = tiles, shortest = longest;
+    }
+    return best;
+  }
+
   // `first_time` tells the operand's sums (packed) from mere repetitions.
   template <int WIDTH, class Operand>
   static void pack(const Operand& operand, T* panel, int64_t first, int count, int64_t depth,
@@ -139,9 +153,7 @@ class Gemm {
     const int64_t block =
         own_b ? rows_.panels : ceil_div(rows_.panels, ceil_div(rows_.panels, blocking.row_tiles));
     const int64_t row_blocks = ceil_div(rows_.panels, block);
-    // Enough items that threads finish together.
-    const int64_t fair = ceil_div(column_panels_, 4 * parallel_.threads * row_blocks);
-    const int64_t column_tiles = own_b ? min64(blocking.column_tiles, fair) : blocking.column_tiles;
+    const int64_t column_tiles = own_b ? even_tiles() : blocking.column_tiles;
     const int64_t panel_bytes = b_panel(chunk) * static_cast<int64_t>(sizeof(T));
     int64_t range = round_up(ceil_div(packed_bytes, panel_bytes), column_tiles);
     range = own_b ? column_panels_ : ceil_div(column_panels_, ceil_div(column_panels_, range));
