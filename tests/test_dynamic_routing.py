@@ -104,7 +104,7 @@ def test_infinite_prior_removes_a_coupling():
         assert c.isfinite().all()
 
 
-@pytest.mark.parametrize(("batch", "in_dim"), [(70, 8), (20, 16)])
+@pytest.mark.parametrize(("batch", "in_dim"), [(70, 8), (20, 16), (70, 32)])
 def test_bits_do_not_depend_on_threads(batch, in_dim):
     """With the couplings kept in scratch memory, and in the gradient of the weight."""
     u = drawn(batch, 300, in_dim, dtype=torch.float32)
@@ -131,6 +131,27 @@ def test_large_groups_add_up():
         torch.autograd.grad(v, leaves, grad), torch.autograd.grad(exact, leaves, grad)
     ):
         assert (got - wanted).abs().max() <= 1e-12 * (1 + wanted.abs().max())
+
+
+@pytest.mark.parametrize("layout", ["oied", "idoe"])
+def test_several_tiles(layout):
+    """grad_weight summed over the lanes of several tiles, in and out of the weight's order."""
+    shape = {"o": 3, "i": 7, "e": 6, "d": 8}
+    u, weight = drawn(100, 7, 8), drawn(*(shape[name] for name in layout), scale=0.2)
+    grad = torch.randn(100, 3, 6, dtype=torch.float64)
+
+    def gradients(route, dtype, **options):
+        leaves = [x.detach().to(dtype).requires_grad_() for x in (u, weight)]
+        v = route(*leaves, weight_layout=layout, **options)
+        return torch.autograd.grad(v, leaves, grad.to(dtype))
+
+    exact = gradients(reference, torch.float64)
+    for got, wanted in zip(gradients(dynamic_routing, torch.float64, backend="cpp"), exact):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
+    single = gradients(dynamic_routing, torch.float32, backend="cpp")
+    for got, eager, wanted in zip(single, gradients(reference, torch.float32), exact):
+        # u, weight and grad rounded to float32 are in both errors.
+        assert (got - wanted).abs().max() <= 2 * (eager - wanted).abs().max()
 
 
 def test_routing_pass_composes_to_dynamic_routing():
