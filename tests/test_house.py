@@ -11,7 +11,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import lamina
-from lamina.functional import linear, threshold_relu
+from lamina.functional import conv2d, linear, threshold_relu
 from lamina.spec import specs
 
 
@@ -169,3 +169,16 @@ def test_every_spec_is_complete():
         assert len({s.name for s in samples}) == len(samples), spec.name
         assert list(spec.bad_inputs(torch.device("cpu"))), spec.name
         assert spec.workloads, spec.name
+
+
+@pytest.mark.skipif(bool(lamina.backends.missing["cpp"]), reason="the C++ module is not built")
+@pytest.mark.parametrize(("multiplies", "chosen"), [(True, "reference"), (False, "cpp")])
+def test_bf16_goes_where_it_is_fast(monkeypatch, multiplies, chosen):
+    """A CPU with bf16 products runs ATen's; one without them runs ours, which widens to float32."""
+    weights = {linear: (64, 64), conv2d: (64, 64, 3, 3)}
+    inputs = {linear: (64, 64), conv2d: (2, 64, 8, 8)}
+    for op, shape in weights.items():
+        monkeypatch.setattr(sys.modules[op.__module__], "MULTIPLIES_BF16", multiplies)
+        input = torch.randn(inputs[op], dtype=torch.bfloat16)
+        (decision,) = lamina.explain(op, input, torch.randn(shape, dtype=torch.bfloat16))
+        assert decision.backend == chosen

@@ -39,6 +39,16 @@ inline Isa selected_isa() {
   return isa;
 }
 
+// Whether this CPU, as far as LAMINA_ISA allows, multiplies bf16 itself. Our kernels widen it to
+// float32, which is half as fast as that.
+inline bool multiplies_bf16() {
+#if defined(__x86_64__)
+  return selected_isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 }  // namespace lamina
 
 #if defined(__x86_64__)

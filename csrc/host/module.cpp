@@ -15,6 +15,7 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "isa", [] { return lamina::isa_name(lamina::selected_isa()); },
       "The instruction set whose kernels run: baseline, avx2 or avx512");
+  m.attr("multiplies_bf16") = lamina::multiplies_bf16();
   m.def("peak_flops", &lamina::peak_flops, py::arg("f64"), py::arg("threads"),
         py::arg("seconds") = 0.05, py::call_guard<py::gil_scoped_release>(),
         "Floating-point operations a second, in registers; a multiply-add counts as two");

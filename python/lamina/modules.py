@@ -62,3 +62,6 @@ missing["cuda"] = _load_cuda()
 missing["triton"] = _load_triton()
 
 _C = importlib.import_module("lamina._C") if importlib.util.find_spec("lamina._C") else None
+
+MULTIPLIES_BF16 = bool(_C) and _C.multiplies_bf16
+"""Whether the CPU has bf16 products, which ATen makes use of and our kernels do not."""

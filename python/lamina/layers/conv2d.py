@@ -29,6 +29,7 @@ from lamina.layers.conv2d_checks import (
     is_channels_last,
     pad,
 )
+from lamina.modules import MULTIPLIES_BF16
 from lamina.spec import FLOATS, Spec
 from lamina.windows import Pair, as_pair
 
@@ -156,6 +157,8 @@ def _slower(
     options = Options(*options)
     if input.numel() * weight.shape[0] < _SMALL:
         return "below 2^16 elements times out_channels ATen's shorter call wins"
+    if backend == "cpp" and input.dtype == torch.bfloat16 and MULTIPLIES_BF16:
+        return "this CPU multiplies bf16 itself, which oneDNN makes use of"
     kernel, one = tuple(weight.shape[2:]), (1, 1)
     measured = backend == "cpp" and input.dtype == torch.float32 and options.algorithm == "auto"
     if not measured or kernel == one or (options.groups > 1 and max(options.stride) == 1):

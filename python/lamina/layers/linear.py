@@ -31,6 +31,7 @@ from lamina.backends import choice, choose, kernels
 from lamina.checks import autocast_dtype, cast, check_alike, check_bias, check_floating
 from lamina.double_backward import partial_gradients
 from lamina.fakes import fake
+from lamina.modules import MULTIPLIES_BF16
 from lamina.spec import FLOATS, Spec
 
 
@@ -305,9 +306,13 @@ class LinearReLU(Linear):
 def _slower(backend: str, input: Tensor, weight: Tensor, *options: object) -> str | None:
     if input.numel() * weight.shape[0] < _SMALL:
         return "below 2^18 multiply-adds ATen's shorter call wins"
+    if backend != "cpp":
+        return None
+    rows = input.numel() // max(1, weight.shape[1])
+    if input.dtype == torch.bfloat16 and MULTIPLIES_BF16 and rows > 8:
+        return "this CPU multiplies bf16 itself, which oneDNN makes use of"
     training = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
-    few = input.numel() < 8 * weight.shape[1]
-    if backend == "cpp" and training and few and weight.stride(-1) != 1:
+    if training and rows < 8 and weight.stride(-1) != 1:
         return "with fewer than 8 rows and a weight of layout in_out ATen's gradients are faster"
     return None
 
