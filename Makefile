@@ -61,6 +61,7 @@ triton-check: $(VENV)/test
 
 # Every way to install: wheel, sdist -> wheel, editable, without a compiler, on two torch versions.
 wheels: $(VENV)/test
+	$(PIP) install --quiet build
 	$(VENV)/bin/python tests/install_ways.py $(ARGS)
 
 clean:
