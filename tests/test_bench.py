@@ -99,6 +99,28 @@ def test_unknown_shape_is_refused(capsys):
     assert "no shape matches 7G" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("wrong_draws", "lamina_too", "right"), [(1, False, True), (1, True, False), (9, False, False)]
+)
+def test_a_peers_gradient_is_wrong_on_every_draw(monkeypatch, wrong_draws, lamina_too, right):
+    """Another gradient on one draw is a kink's; Lamina is not given a second draw."""
+    draws = iter(range(9))
+
+    @wraps(SPEC.functional)
+    def wrong(x, t, **options):
+        return SPEC.functional(x, t, **options) + 0.5 * (x - x.detach())
+
+    def make(sample, setting):
+        return wrong if next(draws) < wrong_draws else SPEC.reference
+
+    ours = wrong if lamina_too else SPEC.functional
+    monkeypatch.setattr(cases, "WORKLOADS", (Workload("16k", small, 1 << 14, 2 << 14, 1.0),))
+    monkeypatch.setattr(suite, "peers_of", lambda spec: (Peer("kink", make),))
+    monkeypatch.setattr(suite, "specs", lambda: {"threshold": replace(SPEC, functional=ours)})
+    rows = suite.bench(["threshold"], modes=("both",), device=CPU, budget=1)
+    assert {row.provider: row.correct for row in rows}["kink"] is right
+
+
 @pytest.mark.parametrize("op", specs())
 def test_a_shape_of_ones_own(op, monkeypatch):
     """A name in the form of the list's makes its workload; sizes too many or too few make none."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from lamina.backends import missing
 from lamina.functional import col2im, im2col
 from lamina.windows import positions
+
+pytestmark = pytest.mark.skipif(bool(missing["cpp"]), reason="the C++ module is not built")
 
 
 def pair(least, most):
@@ -28,7 +32,7 @@ WINDOWS = {
 
 
 def compare(ours, torchs, input):
-    """Sums of at most 16 terms: the order may differ, the result by a few roundings."""
+    """Sums of at most 16 terms: their order may differ, and with it a few roundings."""
     torch.testing.assert_close(ours, torchs)
     grad = torch.randn_like(torchs)
     (a,) = torch.autograd.grad(ours, input, grad)

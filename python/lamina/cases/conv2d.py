@@ -66,7 +66,9 @@ def samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
             )
         wild = made(1, 2, 8, 8)
         wild[0, 0, 0, 0], wild[0, 1, 2, 6], wild[0, 1, 5, 2] = float("nan"), float("inf"), 1e4
-        yield sample(f"non-finite, {layout}", wild, (2, 2, 3, 3), algorithm="im2col")
+        for activation in ("relu", "leaky_relu"):
+            fixed = {"algorithm": "im2col", "activation": activation}
+            yield sample(f"non-finite {activation}, {layout}", wild, (2, 2, 3, 3), **fixed)
     yield sample("winograd", draw(2, 3, 7, 6), (5, 3, 3, 3), padding=1, algorithm="winograd")
     rough = sample("winograd4", draw(2, 3, 7, 6), (5, 3, 3, 3), padding=1, algorithm="winograd4")
     yield replace(rough, bar=8)  # what docs/conv.md promises of it
