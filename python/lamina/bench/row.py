@@ -10,8 +10,11 @@ from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 
+import torch
+
 import lamina
 from lamina.info import versions
+from lamina.modules import _C
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,12 @@ class Row:
 
 
 def installed() -> str:
-    """Versions of what a timing depends on, as one text."""
+    """Versions and instruction sets (Lamina's and ATen's) that a timing depends on, as one text."""
     wanted = ("lamina", "torch", "triton", "python", "cuda")
-    return " ".join(f"{name}={versions()[name]}" for name in wanted if versions()[name])
+    found = {name: versions()[name] for name in wanted if versions()[name]}
+    if _C is not None:
+        found |= {"isa": _C.isa(), "aten": torch.backends.cpu.get_cpu_capability().lower()}
+    return " ".join(f"{name}={value}" for name, value in found.items())
 
 
 @cache
@@ -89,3 +95,19 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)])
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
+
+
+def read_csv(path: Path) -> list[Row]:
+    """The rows that `write_csv` wrote."""
+    with path.open(newline="") as file:
+        return [
+            Row(**{field.name: _parsed(field.type, line[field.name]) for field in fields(Row)})
+            for line in csv.DictReader(file)
+        ]
+
+
+def _parsed(kind: str, text: str) -> object:
+    if kind.endswith(" | None") and not text:
+        return None
+    parse = {"str": str, "int": int, "float": float, "bool": "True".__eq__}
+    return parse[kind.removesuffix(" | None")](text)
