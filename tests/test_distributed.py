@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -60,6 +62,9 @@ def _worker(rank: int, shard: bool, file: str) -> None:
         dist.barrier()  # Nobody leaves while the other one still talks to it.
     finally:
         dist.destroy_process_group()
+    # gloo's threads may drop their last tensors while the interpreter ends, and then abort it
+    # (pytorch/pytorch#179291).
+    os._exit(0)
 
 
 @pytest.mark.skipif(bool(lamina.backends.missing["cpp"]), reason="the C++ module is not built")
