@@ -238,6 +238,11 @@ def test_margin_loss():
         MarginLoss(reduction="max")
     with pytest.raises(ValueError, match=r"target must have shape \(2,\) or \(2, 3\), got \(3,\)"):
         MarginLoss()(lengths, torch.tensor([0, 1, 2]))
+    for target, match in (([0, 1], "must be a Tensor, got list"), (lengths[:, 0], "must be int64")):
+        with pytest.raises(TypeError, match=match):
+            MarginLoss()(lengths, target)
+    with pytest.raises(ValueError, match="target is on meta and lengths on cpu"):
+        MarginLoss()(lengths, many.to("meta"))
 
 
 def test_capsnet_learns():

@@ -7,7 +7,7 @@ fast it is.
 
 from importlib.metadata import version
 
-from lamina import functional
+from lamina import functional, losses, models
 from lamina.backends import use_backend
 from lamina.explain import explain
 from lamina.layers.conv2d_modules import Conv2d, Conv2dReLU
@@ -32,6 +32,8 @@ __all__ = [
     "ThresholdReLU",
     "explain",
     "functional",
+    "losses",
+    "models",
     "release_workspace",
     "use_backend",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,18 +36,27 @@ class MarginLoss(nn.Module):
     def forward(self, lengths: Tensor, target: Tensor) -> Tensor:
         """The loss of capsule lengths [B, O].
 
-        target: class numbers [B] (integers), or [B, O] with 1 for every class that is present.
-        Raises ValueError where the shapes do not fit.
+        target: class numbers [B] (int64), or [B, O] with 1 for every class that is present.
+        Raises ValueError where shapes or devices do not fit, TypeError where types do not.
         """
         check_floating("MarginLoss", "lengths", lengths)
         if lengths.dim() != 2:
             raise ValueError(f"MarginLoss: lengths must be [B, O], got {tuple(lengths.shape)}")
+        if not isinstance(target, Tensor):
+            raise TypeError(f"MarginLoss: target must be a Tensor, got {type(target).__name__}")
+        if target.device != lengths.device:
+            raise ValueError(
+                f"MarginLoss: target is on {target.device} and lengths on {lengths.device}; "
+                "move them to one device"
+            )
         if target.shape not in (lengths.shape[:1], lengths.shape):
             raise ValueError(
                 f"MarginLoss: target must have shape {tuple(lengths.shape[:1])} or "
                 f"{tuple(lengths.shape)}, got {tuple(target.shape)}"
             )
         if target.dim() == 1:
+            if target.dtype != torch.int64:
+                raise TypeError(f"MarginLoss: class numbers must be int64, got {target.dtype}")
             target = F.one_hot(target, lengths.shape[1])
         present = target.to(lengths.dtype)
         missed = F.relu(self.positive - lengths).square()
