@@ -112,6 +112,12 @@ def bad_inputs(device: torch.device) -> Iterator[BadInput]:
     yield bad("padding name", "padding is 'full'; it must be 'same'", padding="full")
     yield bad("same, stride", "padding 'same' needs stride 1", padding="same", stride=2)
     yield bad("large kernel", r"kernel of size \(3, 3\) with dilation \[3, 3\]", dilation=3)
+    for name, image, filters in (
+        ("no filters", x, w[:0]),
+        ("no taps", x, w[:, :, :0]),
+        ("no pixels", x[:, :, :0], w),
+    ):
+        yield bad(name, "filters of at least 1x1, and", image, filters, padding=2)
     residual = ones(1, 4, 5, 5)
     yield bad("residual", r"shape of the result, \(1, 4, 3, 3\), got", residual=residual)
     yield bad("dtypes", "weight is torch.float64 and input", x, w.double(), error=TypeError)

@@ -80,6 +80,11 @@ def check_sizes(tensors: tuple[Tensor | None, ...], options: Options, batched: b
             f"conv2d: algorithm {options.algorithm!r} needs a 3x3 kernel, stride 1 and dilation 1, "
             f"got kernel of size {kernel}, stride {options.stride} and dilation {options.dilation}"
         )
+    if 0 in (weight.shape[0], *kernel, *input.shape[2:]):
+        raise ValueError(
+            f"conv2d: weight of shape {tuple(weight.shape)} must have filters of at least 1x1, and "
+            f"input of shape {tuple(input.shape)} pixels"
+        )
     sizes = options.output_sizes(input, weight)
     if min(sizes) < 1:
         raise ValueError(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lamina.activations import Activation, parse_activation
 from lamina.layers.conv2d import conv2d
 from lamina.layers.conv2d_checks import check_algorithm, is_channels_last
+from lamina.windows import Pair
 
 
 class Conv2d(nn.Conv2d):
@@ -22,11 +23,37 @@ class Conv2d(nn.Conv2d):
     """
 
     def __init__(
-        self, *args: Any, activation: Activation = None, algorithm: str = "auto", **kwargs: Any
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair | str = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: Activation = None,
+        algorithm: str = "auto",
     ) -> None:
         parse_activation("Conv2d", activation)
         check_algorithm("Conv2d", algorithm)
-        super().__init__(*args, **kwargs)
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
         self.activation = activation
         self.algorithm = algorithm
 
@@ -72,5 +99,11 @@ class Conv2d(nn.Conv2d):
 class Conv2dReLU(Conv2d):
     """`Conv2d` with activation="relu"."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, activation="relu", **kwargs)
+    def __init__(
+        self,
+        *args: Any,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, device=device, dtype=dtype, activation="relu", **kwargs)
