@@ -11,7 +11,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import lamina
-from lamina.functional import conv2d, linear, threshold_relu
+from lamina.functional import conv2d, dynamic_routing, linear, squash, threshold_relu
 from lamina.spec import specs
 
 
@@ -63,6 +63,18 @@ def test_explain_tells_choice_and_reasons(capsys):
     assert all(d.backend == "reference" for d in decisions)
     assert "ATen" in decisions[0].reasons["cpp"][0]
     assert "linear: reference" in capsys.readouterr().out
+
+
+def test_explain_runs_the_call_as_its_caller_would():
+    """In training, ThresholdReLU's kernel pays earlier than in inference."""
+    x = torch.randn(4 << 20, requires_grad=True)
+    with lamina.backends.record_decisions() as training:
+        threshold_relu(x)
+    assert lamina.explain(threshold_relu, x)[0].backend == training[0].backend
+    with torch.no_grad(), lamina.backends.record_decisions() as inference:
+        threshold_relu(x)
+    with torch.no_grad():
+        assert lamina.explain(threshold_relu, x)[0].backend == inference[0].backend
 
 
 def test_imports_and_runs_without_compiled_modules(tmp_path):
@@ -153,6 +165,84 @@ def test_dynamic_shapes_compile_once():
     for rows in (64, 65, 130):
         x = torch.randn(rows, 64)
         torch.testing.assert_close(compiled(x), layer(x))
+
+
+# Calls that kernels run, had they rules for it; each of one tensor.
+TRANSFORMED = {
+    "linear": (lambda x: linear(x, torch.ones(64, 96), None, "silu"), (128, 96)),
+    "conv2d": (lambda x: conv2d(x, torch.ones(16, 16, 3, 3), activation="silu"), (4, 16, 20, 20)),
+    "threshold": (lambda x: threshold_relu(x).square(), (4 << 20,)),
+    "squash": (squash, (5, 8)),
+    "dynamic_routing": (lambda u: dynamic_routing(u, torch.ones(5, 8, 4, 3)), (2, 8, 3)),
+}
+
+
+@pytest.mark.parametrize(("call", "shape"), TRANSFORMED.values(), ids=TRANSFORMED)
+def test_functorch_transforms_inside_compile(call, shape):
+    """Dynamo traces functorch's transforms, which know nothing of the kernels' gradients."""
+    torch._dynamo.reset()
+    x = torch.randn(shape)
+    gradient = torch.func.grad(lambda x: call(x).sin().sum())
+    compiled = torch.compile(gradient, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), gradient(x), rtol=1e-4, atol=1e-4)
+
+    def forward(x):
+        return torch.func.jvp(call, (x,), (x,))[1]
+
+    compiled = torch.compile(forward, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), forward(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_other_layouts_take_the_reference():
+    """What torch can multiply and no kernel can read: the automatic choice never refuses it."""
+    x, w = torch.randn(128, 96), torch.randn(64, 96)
+    for given in (x.to_sparse(), x.to_sparse_csr(), x.to_mkldnn()):
+        (decision,) = lamina.explain(linear, given, w)
+        assert decision.backend == "reference"
+        assert str(given.layout) in decision.reasons["cpp"][0]
+        torch.testing.assert_close(linear(given, w).to_dense(), x @ w.t())
+    nested = torch.nested.nested_tensor([x, x[:50]], layout=torch.jagged)
+    assert linear(nested, w).unbind()[1].shape == (50, 64)
+
+
+def test_negated_views_are_read_as_what_they_are():
+    """The imaginary part of a conjugate is its memory, negated."""
+    x = torch.randn(128, 96, dtype=torch.complex64).conj().imag
+    assert x.is_neg()
+    w = torch.randn(64, 96)
+    torch.testing.assert_close(linear(x, w, backend="cpp"), x.clone() @ w.t())
+
+
+def test_losses_and_models_come_with_the_package():
+    done = run_python("import lamina; print(lamina.losses.MarginLoss(), lamina.models.MLP)")
+    assert "MarginLoss(positive=0.9" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("layer", "arguments"),
+    [
+        (lamina.Linear, (4, 3)),
+        (lamina.LinearReLU, (4, 3)),
+        (lamina.Conv2d, (4, 3, 2)),
+        (lamina.Conv2dReLU, (4, 3, 2)),
+        (lamina.DynamicRouting, (4, 3, 2, 2)),
+    ],
+)
+def test_initialisation_can_be_skipped(layer, arguments):
+    """skip_init asks the signature for `device`."""
+    made = torch.nn.utils.skip_init(layer, *arguments, dtype=torch.float64)
+    assert made.weight.dtype == torch.float64
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_jit_trace_without_gradients_holds_the_registered_ops():
+    model = torch.nn.Sequential(lamina.LinearReLU(96, 64), lamina.Squash())
+    x = torch.randn(128, 96)
+    with torch.no_grad():
+        traced = torch.jit.trace(model, x)
+        torch.testing.assert_close(traced(x), model(x))
+    assert "lamina::linear_forward" in str(traced.inlined_graph)
 
 
 def test_layers_tell_shapes_on_the_meta_device():

@@ -138,8 +138,14 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def _plain(tensor: torch.Tensor) -> bool:
-    return type(tensor) in (torch.Tensor, torch.nn.Parameter) or isinstance(tensor, FakeTensor)
+def _special(tensor: torch.Tensor) -> str | None:
+    """What makes a tensor more than numbers in strided memory; None if nothing does."""
+    kind = type(tensor)
+    if kind not in (torch.Tensor, torch.nn.Parameter) and not isinstance(tensor, FakeTensor):
+        return f"{kind.__name__} is a tensor subclass with rules of its own"
+    if tensor.is_nested:
+        return "kernels have no rules for nested tensors"
+    return None if tensor.layout == torch.strided else f"a tensor's layout is {tensor.layout}"
 
 
 def refusals(
@@ -160,9 +166,9 @@ def refusals(
     if first.dtype not in spec.dtypes:
         reasons.append(f"{first.dtype} is not among its dtypes")
     for tensor in tensors:
-        if tensor is not None and not _plain(tensor):
-            reasons.append(f"{type(tensor).__name__} is a tensor subclass with rules of its own")
-    if not torch.compiler.is_compiling() and transformed():
+        if tensor is not None and (special := _special(tensor)):
+            reasons.append(special)
+    if transformed():
         reasons.append("a functorch transform or forward-mode AD is active")
     reasons = reasons or spec.unsupported(name, *tensors, *options)
     if not reasons and name == "triton":

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from lamina.backends import Decision, record_decisions
 
 
 def explain(module_or_function: Callable, *inputs: Any, **kwargs: Any) -> list[Decision]:
-    """Run the call once without gradients and tell how each of its Lamina ops was run.
+    """Run the call once, as the caller would, and tell how each of its Lamina ops was run.
 
-    Prints one block for each op, in the order of the calls, and returns the decisions.
+    Prints one block for each op, in the order of the calls, and returns the decisions. With
+    gradients wanted the choice can be another one: ask under torch.no_grad() about inference. A
+    model in training mode is run as one: its batch norms see the input.
     """
-    with record_decisions() as decisions, torch.no_grad():
+    with record_decisions() as decisions:
         module_or_function(*inputs, **kwargs)
     for decision in decisions:
         print(f"{decision.op}: {decision.backend}")
