@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 
 import pytest
 import torch
@@ -71,11 +72,14 @@ def test_gradcheck(spec, backend):
 def test_gradient_layouts(spec, backend):
     """Expanded, transposed and strided incoming gradients give what contiguous ones give."""
     _name, device = backend
-    for sample in list(spec.samples(torch.float32, device))[:6]:
+    done = Counter()
+    for sample in spec.samples(torch.float32, device):
         if not supported(spec, sample):
             continue
-        output = spec.functional(*sample.args, **sample.kwargs)
-        shape = output.shape
+        shape = spec.functional(*sample.args, **sample.kwargs).shape
+        done[len(shape)] += 1
+        if done[len(shape)] > 6:
+            continue
         made = {
             "expanded": torch.ones((), device=device).expand(shape),
             "transposed": torch.randn(shape[::-1], device=device).permute(

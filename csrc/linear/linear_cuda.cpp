@@ -146,7 +146,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& in
   std::tuple<Tensor, Tensor, Tensor> grads;
   auto& [grad_input, grad_weight, grad_bias] = grads;
 
-  Matrix grad_z = as_matrix(grad);
+  const Matrix grad_y = as_matrix(grad);  // keeps a copy alive until the kernels have read it
+  Matrix grad_z = grad_y;
   const bool need_z = needs[0] || needs[1];
   const bool through_activation = need_z && activation != Activation::none;
   if (through_activation || needs[2]) {
