@@ -86,8 +86,10 @@ def cpu_timer(step: Step) -> Timer:
             total += clock() - begin
         return total / count
 
-    measure(2)
-    count = max(1, round(SHORTEST / measure(1)))
+    count = 1
+    if measure(1) < SHORTEST:
+        measure(2)
+        count = max(1, round(SHORTEST / measure(1)))
     return lambda: measure(count)
 
 
