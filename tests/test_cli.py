@@ -82,13 +82,43 @@ def test_module_runs():
 
 @pytest.mark.parametrize(
     "arguments",
-    ["bench --mode sideways", "check --dtype f8", "bench nothing", "", "check --backend x"],
+    [
+        "bench --mode sideways",
+        "check --dtype f8",
+        "bench nothing",
+        "",
+        "check --backend x",
+        "bench --device tpu",
+        "bench --threads 0",
+        "bench --json /dev/null/rows.json",
+        "bench --csv .",
+        "bench --plot rows.docx",
+        "demo --out /dev/null/out",
+        pytest.param(
+            "demo --device cuda",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here"),
+        ),
+    ],
 )
 def test_wrong_arguments_are_refused(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments.split())
     assert stop.value.code == 2
     assert "lamina" in capsys.readouterr().err
+
+
+def test_interrupt_leaves_without_a_traceback(monkeypatch, capsys):
+    def interrupted(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(info, "info", interrupted)
+    assert main(["info"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_check_says_that_nothing_ran(capsys):
+    assert main(["check", "squash", "--dtype", "bf16"]) == 1
+    assert "nothing ran" in capsys.readouterr().out
 
 
 @needs_module

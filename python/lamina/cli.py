@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,46 @@ def _modes(text: str) -> list[str]:
         if mode not in ("forward", "backward", "both"):
             raise argparse.ArgumentTypeError(f"{mode!r} is none of forward, backward, both")
     return modes
+
+
+def _device(text: str) -> torch.device:
+    if text not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither cpu nor cuda")
+    if text == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError("no GPU is here, or torch is built without CUDA")
+    return torch.device(text)
+
+
+def _threads(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of threads")
+    return int(text)
+
+
+def _folder(text: str) -> Path:
+    """A folder to write into: found out now, not when the results are there."""
+    path = Path(text)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"can't write into {text!r}: {error}") from None
+    if not os.access(path, os.W_OK):
+        raise argparse.ArgumentTypeError(f"can't write into {text!r}")
+    return path
+
+
+def _file(text: str) -> Path:
+    path = Path(text)
+    _folder(str(path.parent))
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder")
+    return path
+
+
+def _picture(text: str) -> Path:
+    if not text.endswith((".png", ".svg", ".pdf")):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of .png, .svg, .pdf")
+    return _file(text)
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -115,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("bench", help="time every op against all its peers")
     bench.add_argument("op", nargs="*", type=_op, help="ops to time; all if none is named")
-    bench.add_argument("--device", type=torch.device, help="cpu or cuda; the GPU if there is one")
+    bench.add_argument("--device", type=_device, help="cpu or cuda; the GPU if there is one")
     bench.add_argument("--dtype", nargs="+", type=_dtype, metavar="DTYPE", default=[torch.float32])
     bench.add_argument(
         "--mode",
@@ -137,20 +178,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATTERN",
         help="some of the list, as 128x*, or your own in the same form, as 24x2048x2048",
     )
-    bench.add_argument("--threads", type=int, help="torch's present number if left out")
+    bench.add_argument("--threads", type=_threads, help="torch's present number if left out")
     bench.add_argument("--tf32", action="store_true", help="allow TF32, for all alike")
     bench.add_argument(
         "--budget", type=float, default=600, metavar="SECONDS", help="for everything (600)"
     )
-    bench.add_argument("--json", type=Path, metavar="FILE")
-    bench.add_argument("--csv", type=Path, metavar="FILE")
-    bench.add_argument("--plot", type=Path, metavar="FILE", help="a picture: .png, .svg, .pdf")
+    bench.add_argument("--json", type=_file, metavar="FILE")
+    bench.add_argument("--csv", type=_file, metavar="FILE")
+    bench.add_argument("--plot", type=_picture, metavar="FILE", help="a picture: .png, .svg, .pdf")
     bench.set_defaults(run=_bench)
 
     demo = commands.add_parser("demo", help="train on handwritten digits, beside torch's layers")
     demo.add_argument("--quick", action="store_true", help="fewer epochs")
-    demo.add_argument("--out", type=Path, default=Path("out"), help="folder of the plot")
-    demo.add_argument("--device", type=torch.device, help="cpu or cuda; the GPU if there is one")
+    demo.add_argument("--out", type=_folder, default="out", help="folder of the plot")
+    demo.add_argument("--device", type=_device, help="cpu or cuda; the GPU if there is one")
     demo.set_defaults(run=_demo)
     return parser
 
@@ -158,4 +199,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args = _parser().parse_args(arguments)
-    return args.run(args)
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
