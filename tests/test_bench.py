@@ -134,6 +134,13 @@ def test_a_shape_of_ones_own(op, monkeypatch):
     assert not spec.workloads_like("x", CPU)
 
 
+def test_lamina_is_shown_in_the_layouts_of_its_peers(capsys):
+    rows = suite.bench(["conv2d"], shapes=["1x8x8²*"], modes=["both"], device=CPU, budget=1)
+    given = {r.provider: r for r in rows}
+    assert given["lamina channels_last"].correct
+    assert not given["lamina channels_last"].counted
+
+
 def test_shapes_beyond_the_default():
     spec = specs()["conv2d"]
     default, large = (spec.workloads_like(pattern, CPU) for pattern in ("*", "16x*"))

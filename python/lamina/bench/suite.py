@@ -75,12 +75,23 @@ def _settings(setting: Setting, tf32: bool) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = matmul
 
 
-def _ours(spec: Spec, sample: Sample, mode: str, wanted: Sequence[str] | None) -> list[Provider]:
-    """Lamina as it chooses for itself, then each other backend that can run the call."""
+def _chosen(spec: Spec, sample: Sample, mode: str) -> str:
     with backends.record_decisions() as decisions, timing.mode_context(mode):
         spec.functional(*sample.args, **sample.kwargs)
-    chosen = decisions[0].backend
+    return decisions[0].backend
+
+
+def _ours(spec: Spec, sample: Sample, mode: str, wanted: Sequence[str] | None) -> list[Provider]:
+    """Lamina as it chooses for itself, then in the peers' layouts and on its other backends."""
+    chosen = _chosen(spec, sample, mode)
     providers = [Provider(LAMINA, spec.functional, sample, chosen)]
+    for layout in dict.fromkeys(peer.layout for peer in peers_of(spec) if peer.layout):
+        given = _in_layout(sample, layout)
+        name = f"{LAMINA} {str(layout).removeprefix('torch.')}"
+        runs_on = _chosen(spec, given, mode)
+        providers.append(
+            Provider(name, spec.functional, given, runs_on, counted=False, layout=layout)
+        )
     device = next(t.device.type for t in sample.args if isinstance(t, Tensor))
     for name in wanted if wanted is not None else spec.order:
         here = backends.BACKENDS.get(name)
