@@ -311,6 +311,19 @@ def test_winograd_is_the_cpus(algorithm):
     assert not SPEC.unsupported("cpp", None, None, None, None, *options)
 
 
+def test_triton_refuses_an_image_beyond_32_bits():
+    pytest.importorskip("triton")
+    from lamina.triton_kernels.conv2d import unsupported
+
+    def reasons(height):
+        input = torch.empty(1, 512, height, 2048, device="meta")
+        weight = torch.empty(16, 512, 3, 3, device="meta")
+        return unsupported(input, weight, None, None, [1, 1], [1, 1])
+
+    assert not reasons(2000)
+    assert "2^31 elements" in reasons(2048)[0]
+
+
 def test_batch_norm_folds_into_the_convolution(backend):
     conv, norm = lamina.Conv2dReLU(3, 6, 3, padding=1), nn.BatchNorm2d(6).eval()
     for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):

@@ -197,3 +197,12 @@ def test_bad_arguments():
         lamina.ConvBatchNorm2d(1, 1, 1, activation="rleu")
     with pytest.raises(TypeError, match=r"multiple values for .*'activation'"):
         lamina.ConvBatchNormReLU2d(1, 1, 1, activation="tanh")
+
+
+def test_a_norm_in_training_is_not_folded():
+    """Whoever sets `bn` alone to training, in a model in evaluation, wants the batch's statistics."""
+    layer = lamina.ConvBatchNorm2d(2, 3, 3).eval()
+    layer.bn.train()
+    output = layer(5 + torch.randn(8, 2, 9, 9))
+    torch.testing.assert_close(output.mean((0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-5)
+    assert layer.bn.num_batches_tracked == 1

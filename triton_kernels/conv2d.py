@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor
@@ -19,9 +20,23 @@ from .launch import Target, refusals, register
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def unsupported(input: Tensor, *_: object) -> list[str]:
-    """Reasons why these kernels cannot take `input`; empty where they can."""
-    return refusals(input, DTYPES)
+def unsupported(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    *_: object,
+) -> list[str]:
+    """Reasons why these kernels cannot take the call; empty where they can."""
+    reasons = refusals(input, DTYPES)
+    # At least as many as the output has.
+    pixels = prod(input.size(d + 2) + 2 * padding[d] for d in (0, 1))
+    if max(input.size(1), weight.size(0)) * pixels >= 1 << 31:
+        # In 64 bits the taps' offsets would take registers that the products need.
+        reasons.append("an image of 2^31 elements or more: offsets inside one have 32 bits")
+    return reasons
 
 
 def strides_as(tensor: Tensor, channels_last: bool) -> Tensor:
