@@ -200,7 +200,7 @@ def test_bad_arguments():
 
 
 def test_a_norm_in_training_is_not_folded():
-    """Whoever sets `bn` alone to training, in a model in evaluation, wants the batch's statistics."""
+    """Where `bn` alone is in training, it uses the statistics of the batch."""
     layer = lamina.ConvBatchNorm2d(2, 3, 3).eval()
     layer.bn.train()
     output = layer(5 + torch.randn(8, 2, 9, 9))
