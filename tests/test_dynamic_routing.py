@@ -52,6 +52,7 @@ def test_all_gradients(iterations, coupling_dim, detach, shared, leaky):
         exact = reference(u, weight, bias=bias, prior=prior, mask=mask, **kwargs)
         torch.testing.assert_close(v, exact[0], rtol=0, atol=1e-13)
         torch.testing.assert_close(couplings, exact[1], rtol=0, atol=1e-13)
+        assert not couplings.requires_grad
         grad = torch.randn_like(v)
         for got, wanted in zip(
             torch.autograd.grad(v, leaves, grad), torch.autograd.grad(exact[0], leaves, grad)

@@ -36,6 +36,7 @@ def samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
 def bad_routing(op: str, device: torch.device) -> Iterator[BadInput]:
     """What every routing op rejects."""
     u, w = torch.ones(2, 3, 4, device=device), torch.ones(5, 3, 6, 4, device=device)
+    learned = torch.ones(3, device=device, requires_grad=True)
     yield BadInput("2-D u", (u[0], w), ValueError, r"u must be \[B, I, D\], got shape \(3, 4\)")
     yield BadInput("list", ([1.0], w), TypeError, "u must be a Tensor, got list")
     yield BadInput("integers", (u.long(), w), TypeError, "floating-point dtype, got torch.int64")
@@ -51,6 +52,7 @@ def bad_routing(op: str, device: torch.device) -> Iterator[BadInput]:
         ("coupling_dim", "coupling_dim is 'o'; it must be", {"coupling_dim": "o"}),
         ("prior", r"prior must have shape \(3, 5\) or \(2, 3, 5\), got", {"prior": u}),
         ("mask", r"mask must have shape \(3,\) or \(2, 3\), got", {"mask": u[0, 0] > 0}),
+        ("learned mask", "mask is a constant: it must not", {"mask": learned}),
     ):
         weight = w[:1] if name == "merged layout" else w
         yield BadInput(name, (u, weight), ValueError, f"{op}: .*{match}", kwargs)
