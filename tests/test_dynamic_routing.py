@@ -105,9 +105,9 @@ def test_infinite_prior_removes_a_coupling():
         assert c.isfinite().all()
 
 
-@pytest.mark.parametrize(("batch", "in_dim"), [(70, 8), (20, 16), (70, 32)])
+@pytest.mark.parametrize(("batch", "in_dim"), [(2, 8), (70, 8), (20, 16), (70, 32)])
 def test_bits_do_not_depend_on_threads(batch, in_dim):
-    """With the couplings kept in scratch memory, and in the gradient of the weight."""
+    """In-capsules in the lanes; couplings kept in scratch memory, and in the weight's gradient."""
     u = drawn(batch, 300, in_dim, dtype=torch.float32)
     weight = drawn(10, 300, 16, in_dim, dtype=torch.float32)
     before, found = torch.get_num_threads(), []
@@ -132,6 +132,28 @@ def test_large_groups_add_up():
         torch.autograd.grad(v, leaves, grad), torch.autograd.grad(exact, leaves, grad)
     ):
         assert (got - wanted).abs().max() <= 1e-12 * (1 + wanted.abs().max())
+
+
+@pytest.mark.parametrize("coupling_dim", ["out", "in"])
+@pytest.mark.parametrize("layout", ["oied", "idoe", "oide"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_few_samples(batch, layout, coupling_dim):
+    """In-capsules lie in the lanes; the last tile of them is not full."""
+    shape = {"o": 3, "i": 37, "e": 5, "d": 6}
+    weight = drawn(*(shape[name] for name in layout), scale=0.5)
+    for per_sample in (False, True):
+        u, bias = drawn(batch, 37, 6), drawn(3, 5)
+        prior = drawn(batch, 37, 3) if per_sample else drawn(37, 3)
+        mask = torch.rand(batch, 37) < 0.7 if per_sample else torch.arange(37) % 3 > 0
+        kwargs = {"bias": bias, "prior": prior, "mask": mask, "return_couplings": True}
+        kwargs |= {"weight_layout": layout, "coupling_dim": coupling_dim, "leaky": per_sample}
+        leaves = (u, weight, bias, prior)
+        got = dynamic_routing(u, weight, backend="cpp", **kwargs)
+        exact = reference(u, weight, **kwargs)
+        grad = torch.randn_like(exact[0])
+        got = (*got, *torch.autograd.grad(got[0], leaves, grad))
+        for found, wanted in zip(got, (*exact, *torch.autograd.grad(exact[0], leaves, grad))):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("layout", ["oied", "idoe"])

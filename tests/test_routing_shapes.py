@@ -15,7 +15,11 @@ pytestmark = pytest.mark.skipif(bool(missing["cpp"]), reason="the C++ module is 
 
 # What the kernels walk over is cut at 8, 16 and 32: samples, capsules and their dimensions.
 SIZES = st.tuples(
-    st.integers(0, 35), st.integers(1, 7), st.integers(1, 18), st.integers(1, 9), st.integers(1, 18)
+    st.integers(0, 35),
+    st.integers(1, 20),
+    st.integers(1, 18),
+    st.integers(1, 9),
+    st.integers(1, 18),
 )
 OPTIONS = st.fixed_dictionaries(
     {

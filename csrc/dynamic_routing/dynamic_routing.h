@@ -21,11 +21,12 @@
 //   V^{t+1} = V^t + v^t, or v^t where `accumulate` is false
 //
 // Backward, for t = iterations .. 1, with R = 0 and sm the softmax before the mask:
-//   sbar^t = squash_backward(s^t, last ? grad : R)      (accumulate: R grows; else R = this sum
-//   only) cbar_ij = mask_i <W_ij u_i, sbar^t_j> beta^t_ij = sm_ij (cbar_ij - sum_k sm_ik cbar_ik);
-//   "in": the sum is <s_j - bias_j, sbar_j> R_j += scale sum_i beta_ij W_ij u_i grad_bias += sum_b
-//   sbar^t;  grad_prior += beta^t X_ij = sum_t [c^t_ij sbar^t_j + scale beta^t_ij V^t_j]     (the
-//   gradient of the votes) grad_u_i = sum_j W_ij^T X_ij;  grad_weight_ij = sum_b X_ij u_i^T
+//   sbar^t = squash_backward(s^t, last ? grad : R);  grad_bias += sum_b sbar^t
+//   x_ij = mask_i <W_ij u_i, sbar^t_j>
+//   beta^t_ij = sm_ij (x_ij - sum_k sm_ik x_ik), "in": sm_ij (x_ij - sum_k sm_kj x_kj)
+//   R_j += scale sum_i beta_ij W_ij u_i (not accumulate: R is this sum);  grad_prior += beta^t
+//   X_ij = sum_t [c^t_ij sbar^t_j + scale beta^t_ij V^t_j], the gradient of the votes
+//   grad_u_i = sum_j W_ij^T X_ij;  grad_weight_ij = sum_b X_ij u_i^T
 // detach_votes: the votes are constants except in the last weighted sum, so X = c^r sbar^r; the
 // iterations before the last matter only to grad_bias and grad_prior.
 // grad_u is contiguous, grad_weight has the strides of weight if that is dense (else contiguous).

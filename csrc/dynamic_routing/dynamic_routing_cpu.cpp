@@ -47,7 +47,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   args.detach_votes = detach_votes;
   args.squash = squash_kind(squash);
   args.eps = eps;
-  args.bias = data_or_null(bias);
   args.s = s.data_ptr();
   args.grad = dense.data_ptr();
   RoutingGradients gradients(args, u, weight, prior, needs[0], needs[1], needs[3]);

@@ -47,7 +47,6 @@ struct RoutingBackward {
   bool accumulate, detach_votes;
   SquashKind squash;
   double eps;
-  const void* bias;
   const void* v;
   const void* s;
   const void* grad;  // [B, O, E]

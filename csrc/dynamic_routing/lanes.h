@@ -104,6 +104,14 @@ struct Pack {
   static LAMINA_INLINE Pack max(const Pack& a, const Pack& b) {
     return each([&](int n) { return a.part[n] > b.part[n] ? a.part[n] : b.part[n]; });
   }
+  LAMINA_INLINE T sum() const {
+    alignas(64) T lanes[samples];
+    store(lanes);
+#pragma GCC unroll 8
+    for (int half = samples / 2; half > 0; half /= 2)
+      for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+    return lanes[0];
+  }
   // e^x for x <= 0: 0 where the result would be subnormal, NaN where x is NaN.
   static LAMINA_INLINE Pack exp(const Pack& x) {
     using C = ExpConstants<T>;

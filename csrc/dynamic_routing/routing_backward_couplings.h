@@ -42,7 +42,6 @@ class BackwardCouplings : protected RoutingStep<T, P> {
     arena.take(rest_, tiles * own_);
     arena.take(step_, tiles * E * S);
     arena.take(base_, tiles * sums);
-    arena.take(delta_, tiles * O * S);
     keep(arena);
     arena.take(terms_, 2 * steps_ + 1);
     if (in_.shared) {
@@ -59,10 +58,12 @@ class BackwardCouplings : protected RoutingStep<T, P> {
   // All of these passes, for the group that was started.
   void find_couplings(const Parallel& parallel) {
     list_terms();
-    Step::pack_u(parallel);
+    Step::prepare(parallel);
     parallel_for(parallel, int(Step::tiles_), [&](int tile) { start(tile); });
     for (int t = steps_ - 1; t >= stop_; --t) {
-      if (in_.over_in) Step::find_stats(parallel, v_ + at(t, Step::sums()));
+      if (in_.over_in)
+        Step::template find_stats<2>(parallel, v_ + at(t, Step::sums()),
+                                     sbar_ + at(t, Step::sums()));
       Step::for_chunks(parallel, [&](int task, int64_t chunk) { attend(task, chunk, t); });
       parallel_for(parallel, int(Step::tiles_), [&](int tile) { finish(t, tile); });
     }
@@ -95,6 +96,10 @@ class BackwardCouplings : protected RoutingStep<T, P> {
   // Where c and beta are kept: in the scratch, or, if they fit, in the gradient of the same
   // weights, which is written when they have been read.
   void keep(Arena& arena) {
+    if (Step::by_capsule_) {
+      arena.take(kept_, in_.batch * Step::capsules_.tiles() * slots_ * O * CapsuleLanes<T, P>::L);
+      return;
+    }
     const int64_t numbers = slots_ * S, weights = E * D, line = 64 / int(sizeof(T));
     const int64_t* stride = args_.grad_weight_stride;
     const bool lent = args_.grad_weight != nullptr && !in_.shared && Step::groups_ == 1 &&
@@ -117,6 +122,10 @@ class BackwardCouplings : protected RoutingStep<T, P> {
   // Of out-capsule 0; the others' lie kept_out_ apart.
   T* kept(int64_t tile, int64_t i, int slot) const {
     return kept_ + tile * kept_tile_ + i * kept_in_ + slot * S;
+  }
+  T* kept_by_capsule(int64_t b, int64_t tile, int slot) const {
+    return kept_ +
+           ((b * Step::capsules_.tiles() + tile) * slots_ + slot) * O * CapsuleLanes<T, P>::L;
   }
   int slot(int t) const { return 2 * (t - stop_); }
   bool votes_vary(int t) const { return !args_.detach_votes || t + 1 == steps_; }
@@ -186,14 +195,10 @@ class BackwardCouplings : protected RoutingStep<T, P> {
     P f = P::fill(T(1)), h = P::fill(T(0));
     if (!is_pass(args_)) Step::squash_of(args_.squash, args_.eps, Step::dot(s, s, E), f, h);
     const P along = h * Step::dot(s, grad, E);
-    P delta = P::fill(T(0));
     for (int64_t e = 0; e < E; ++e) {
       const P y = f * P::load(grad + e * S) + along * P::load(s + e * S);
       y.store(sbar + e * S);
-      const T bias = args_.bias == nullptr ? T(0) : static_cast<const T*>(args_.bias)[j * E + e];
-      delta += (P::load(s + e * S) - P::fill(bias)) * y;
     }
-    delta.store(delta_ + (tile * O + j) * S);
     T* votes = sbar_ + at(t, Step::sums()) + (tile * O + j) * votes_dim_ * S;
     if (in_.shared) Step::to_vote_space(j, sbar, votes);
     if (t != 0 || !starts_alike()) return;
@@ -204,6 +209,7 @@ class BackwardCouplings : protected RoutingStep<T, P> {
 
   void attend(int task, int64_t chunk, int t) {
     Step::clear(Step::partial(chunk, 0), Step::tiles_ * Step::sums());
+    if (Step::by_capsule_) return attend_by_capsule(task, chunk, t);
     T* coupled = nullptr;
     if (in_.shared) {
       coupled = coupled_ + chunk * Step::group_tiles_ * Step::sums();
@@ -230,17 +236,28 @@ class BackwardCouplings : protected RoutingStep<T, P> {
   void couple(int64_t tile, int64_t i, T* sm, const T* cbar, int t) {
     Step::softmax(tile, i, sm);
     const P mask = Step::mask(tile, i);
-    P mean = P::fill(T(0));
-    for (int64_t j = 0; j < O; ++j) mean += P::load(sm + j * S) * P::load(cbar + j * S);
     T* c = kept(tile, i, slot(t));
-    for (int64_t j = 0; j < O; ++j, c += kept_out_) {
-      const P before = P::load(sm + j * S), after = before * mask, x = P::load(cbar + j * S);
-      after.store(c);
-      if (in_.over_in)
-        (before * (mask * x - P::load(delta_ + (tile * O + j) * S))).store(c + S);
-      else
-        (after * (x - mean)).store(c + S);
-    }
+    couple_backward(
+        O, in_.over_in, mask, sm, cbar,
+        [&](int64_t j) { return P::load(Step::stats(tile, j) + 2 * S); }, c, c + S, kept_out_);
+  }
+
+  // The same with in-capsules in the lanes.
+  void attend_by_capsule(int task, int64_t chunk, int t) {
+    const auto& lanes = Step::capsules_;
+    using Q = typename CapsuleLanes<T, P>::Q;
+    constexpr int L = Q::samples;
+    const int64_t begin = Step::tile_begin(chunk), end = Step::tile_begin(chunk + 1);
+    const auto couple = [&](int64_t b, int64_t tile) {
+      T *c = kept_by_capsule(b, tile, slot(t)), *beta = c + O * L;
+      lanes.softmax(b, tile, v_ + at(t, own_), Step::stats_, c);
+      lanes.dots(b, tile, sbar_ + at(t, own_), beta);
+      couple_backward(
+          O, in_.over_in, lanes.mask(b, tile), c, beta,
+          [&](int64_t j) { return Q::fill(Step::stats(0, j)[2 * S + b]); }, c, beta, L);
+      return beta;
+    };
+    lanes.sum_votes(task, begin, end, Step::partial(chunk, 0), couple);
   }
 
   // R from the sums, and the sbar of the step before.
@@ -287,7 +304,7 @@ class BackwardCouplings : protected RoutingStep<T, P> {
   const int64_t own_;  // numbers of a tile in the out-capsules' own space
   int term_count_ = 0;
   int64_t kept_tile_, kept_in_, kept_out_;
-  T *s_, *own_v_, *own_sbar_, *v_, *sbar_, *rest_, *step_, *base_, *delta_, *kept_;
+  T *s_, *own_v_, *own_sbar_, *v_, *sbar_, *rest_, *step_, *base_, *kept_;
   T *coupled_ = nullptr, *weighted_u_ = nullptr;
   Term* terms_;
 };

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "dynamic_routing/outer_products.h"
-#include "dynamic_routing/routing_backward_couplings.h"
+#include "dynamic_routing/routing_backward_by_capsule.h"
 
 namespace lamina {
 namespace LAMINA_ISA {
@@ -13,10 +13,11 @@ constexpr int64_t chain = 64;
 // The last backward pass: one task owns an in-capsule's grad_u and grad_weight for all samples of
 // the group.
 template <class T, class P>
-class BackwardGradients : protected BackwardCouplings<T, P> {
+class BackwardGradients : protected BackwardByCapsule<T, P> {
  protected:
   using Step = RoutingStep<T, P>;
   using Couplings = BackwardCouplings<T, P>;
+  using ByCapsule = BackwardByCapsule<T, P>;
   using Couplings::args_, Couplings::steps_, Couplings::stop_, Couplings::own_, Couplings::base_;
   using Couplings::at, Couplings::kept, Couplings::kept_in_, Couplings::kept_out_;
   using Couplings::own_sbar_, Couplings::weighted_u_;
@@ -25,7 +26,8 @@ class BackwardGradients : protected BackwardCouplings<T, P> {
   using Step::D, Step::E, Step::I, Step::in_, Step::O, Step::S, Step::votes_dim_;
 
   BackwardGradients(const RoutingBackward& args, Arena& arena, int threads)
-      : Couplings(args, arena, threads), outer_{in_.shared ? E : O * E, D} {
+      : ByCapsule(args, arena, threads), outer_{in_.shared ? E : O * E, D} {
+    if (Step::by_capsule_) return;
     arena.take(grad_u_, Step::tasks_ * Step::block_ * D * S);
     const int64_t x_numbers = in_.shared ? 0 : Step::tasks_ * x_tiles() * x_tile();
     if (x_numbers <= Step::chunks_ * Step::group_tiles_ * Step::sums())
@@ -40,6 +42,7 @@ class BackwardGradients : protected BackwardCouplings<T, P> {
     if (args_.grad_u == nullptr && args_.grad_weight == nullptr && args_.grad_prior == nullptr)
       return;
     Step::for_chunks(parallel, [&](int task, int64_t chunk) {
+      if (Step::by_capsule_) return ByCapsule::differentiate_by_capsule(task, chunk);
       const int64_t begin = Step::chunk_begin(chunk), end = Step::chunk_begin(chunk + 1);
       if (args_.grad_prior != nullptr)
         for (int64_t i = begin; i < end; ++i) sum_grad_prior(i);
@@ -201,14 +204,6 @@ class BackwardGradients : protected BackwardCouplings<T, P> {
     store_grad_weight(sums, j, 0, false);
   }
 
-  static T lane_sum(const P& x) {
-    alignas(64) T lanes[S];
-    x.store(lanes);
-    T sum = T(0);
-    for (int l = 0; l < S; ++l) sum += lanes[l];
-    return sum;
-  }
-
   void sum_grad_bias() {
     T* grad = static_cast<T*>(args_.grad_bias);
     for (int64_t k = 0; k < O * E; ++k) {
@@ -216,7 +211,7 @@ class BackwardGradients : protected BackwardCouplings<T, P> {
       for (int t = 0; t < steps_; ++t)
         for (int64_t tile = 0; tile < Step::tiles_; ++tile)
           sum += P::load(own_sbar_ + at(t, own_) + tile * own_ + k * S);
-      grad[k] = (add_ ? grad[k] : T(0)) + lane_sum(sum);
+      grad[k] = (add_ ? grad[k] : T(0)) + sum.sum();
     }
   }
 
@@ -232,7 +227,7 @@ class BackwardGradients : protected BackwardCouplings<T, P> {
           sum.scatter(grad + Step::sample(tile) * I * O + j, I * O, Step::count(tile));
         total += sum;
       }
-      if (!in_.prior_per_sample) grad[j] = (add_ ? grad[j] : T(0)) + lane_sum(total);
+      if (!in_.prior_per_sample) grad[j] = (add_ ? grad[j] : T(0)) + total.sum();
     }
   }
 

@@ -22,14 +22,18 @@ class Forward : RoutingStep<T, P> {
   void run(const Parallel& parallel) {
     for (int64_t group = 0; group < Step::groups_; ++group) {
       Step::start_group(group);
-      Step::pack_u(parallel);
+      Step::prepare(parallel);
       parallel_for(parallel, int(Step::tiles_), [&](int tile) { start(tile); });
       for (int t = 0; t < max(args_.iterations, 1); ++t) {
         const bool uniform = t == 0 && args_.v == nullptr && Step::uniform_start();
-        if (in_.over_in && !uniform) Step::find_stats(parallel, v_);
+        if (in_.over_in && !uniform) Step::template find_stats<1>(parallel, v_);
         const bool last = t + 1 >= args_.iterations;
         Step::for_chunks(parallel, [&](int task, int64_t chunk) {
-          uniform ? add_up(task, chunk) : attend(task, chunk, last);
+          Step::clear(Step::partial(chunk, 0), Step::tiles_ * Step::sums());
+          if (Step::by_capsule_)
+            attend_by_capsule(task, chunk, uniform, last);
+          else
+            uniform ? add_up(task, chunk) : attend(task, chunk, last);
         });
         parallel_for(parallel, int(Step::tiles_), [&](int tile) {
           finish(t, tile, uniform);
@@ -56,7 +60,6 @@ class Forward : RoutingStep<T, P> {
 
   // All couplings equal: the sum of the votes is a plain matrix product.
   void add_up(int task, int64_t chunk) {
-    Step::clear(Step::partial(chunk, 0), Step::tiles_ * Step::sums());
     Step::sweep(task, chunk, [&](int64_t tile, int64_t begin, int64_t end, const auto& w) {
       T* sums = Step::partial(chunk, tile);
       const T* x = Step::u(tile, begin);
@@ -79,13 +82,33 @@ class Forward : RoutingStep<T, P> {
   }
 
   void attend(int task, int64_t chunk, bool last) {
-    Step::clear(Step::partial(chunk, 0), Step::tiles_ * Step::sums());
     Step::sweep(task, chunk, [&](int64_t tile, int64_t begin, int64_t end, const auto& w) {
       Step::template vote<1>(task, tile, begin, end, w, v_ + tile * Step::sums(), nullptr);
       for (int64_t i = begin; i < end; ++i) couple(tile, i, Step::dots(task, i - begin, 0), last);
       Step::add_votes(task, tile, begin, end, {Step::dots(task, 0, 0), 2 * O * S, S},
                       Step::partial(chunk, tile));
     });
+  }
+
+  void attend_by_capsule(int task, int64_t chunk, bool uniform, bool last) {
+    const auto& lanes = Step::capsules_;
+    using Q = typename CapsuleLanes<T, P>::Q;
+    constexpr int L = Q::samples;
+    T* c = lanes.factors(task);
+    const int64_t begin = Step::tile_begin(chunk), end = Step::tile_begin(chunk + 1);
+    const auto couple = [&](int64_t b, int64_t tile) {
+      if (!uniform) lanes.softmax(b, tile, v_, Step::stats_, c);
+      const Q mask = lanes.mask(b, tile);
+      T* to = static_cast<T*>(args_.couplings) + (b * I + tile * L) * O;
+      for (int64_t j = 0; j < O; ++j) {
+        const Q factor = uniform ? Q::fill(T(1)) : Q::load(c + j * L) * mask;
+        factor.store(c + j * L);
+        if (last && !uniform && args_.couplings != nullptr)
+          factor.scatter(to + j, O, lanes.count(tile));
+      }
+      return c;
+    };
+    lanes.sum_votes(task, begin, end, Step::partial(chunk, 0), couple);
   }
 
   // From the dot products with v to in-capsule i's coupling coefficients, in place.

@@ -1,8 +1,11 @@
 #pragma once
 
 #include "common/parallel.h"
+#include "dynamic_routing/arena.h"
+#include "dynamic_routing/capsule_lanes.h"
 #include "dynamic_routing/dynamic_routing_kernels.h"
 #include "dynamic_routing/products.h"
+#include "dynamic_routing/softmax.h"
 #include "dynamic_routing/transpose.h"
 
 // What the passes forward and backward share. Samples lie side by side in the lanes of a vector
@@ -31,18 +34,6 @@ constexpr int64_t block_capsules = 4;
 // Addresses so far apart share a set of the L2.
 constexpr int64_t cache_period = 128 << 10;
 
-// Hands out consecutive pieces of the scratch; with a null base it only counts.
-struct Arena {
-  char* base;
-  size_t used = 0;
-
-  template <class T>
-  void take(T*& piece, int64_t elements) {
-    piece = base == nullptr ? nullptr : reinterpret_cast<T*>(base + used);
-    used += (static_cast<size_t>(elements) * sizeof(T) + 63) / 64 * 64;
-  }
-};
-
 template <class T, class P>
 class RoutingStep {
  protected:
@@ -61,7 +52,9 @@ class RoutingStep {
         so_(inputs.weight_stride[0]),
         si_(inputs.weight_stride[1]),
         se_(inputs.weight_stride[2]),
-        sd_(inputs.weight_stride[3]) {
+        sd_(inputs.weight_stride[3]),
+        capsules_(inputs),
+        by_capsule_(capsules_.suit()) {
     const int64_t tile_sums = vectors * O * votes_dim_ * S * int64_t(sizeof(T));
     const int64_t tile_kept = kept * I * O * S * int64_t(sizeof(T));
     int64_t fit = group_bytes / max(tile_sums, 1);
@@ -77,14 +70,18 @@ class RoutingStep {
   }
 
   void lay_out(Arena& arena) {
-    arena.take(u_, group_tiles_ * I * D * S);
-    arena.take(votes_, in_.shared ? 0 : tasks_ * block_ * O * E * S);
-    arena.take(dots_, tasks_ * block_ * 2 * O * S);
-    arena.take(weights_, in_.shared ? 0 : tasks_ * weight_capsules_ * O * E * D);
+    if (by_capsule_) {
+      capsules_.lay_out(arena, tasks_);
+    } else {
+      arena.take(u_, group_tiles_ * I * D * S);
+      arena.take(votes_, in_.shared ? 0 : tasks_ * block_ * O * E * S);
+      arena.take(dots_, tasks_ * block_ * 2 * O * S);
+      arena.take(weights_, in_.shared ? 0 : tasks_ * weight_capsules_ * O * E * D);
+    }
     arena.take(partial_, chunks_ * group_tiles_ * sums());
     if (in_.over_in) {
-      arena.take(partial_stats_, chunks_ * group_tiles_ * 2 * O * S);
-      arena.take(stats_, group_tiles_ * 2 * O * S);
+      arena.take(partial_stats_, chunks_ * group_tiles_ * stats_packs * O * S);
+      arena.take(stats_, group_tiles_ * stats_packs * O * S);
     }
   }
 
@@ -100,6 +97,7 @@ class RoutingStep {
   int64_t sample(int64_t tile) const { return (first_tile_ + tile) * S; }
   int count(int64_t tile) const { return int(min(S, in_.batch - sample(tile))); }
   int64_t chunk_begin(int64_t chunk) const { return I * chunk / chunks_; }
+  int64_t tile_begin(int64_t chunk) const { return capsules_.tiles() * chunk / chunks_; }
 
   // f(task, chunk): a task has working memory of its own and takes one chunk after the other, as
   // many as it can: no sum depends on which.
@@ -154,9 +152,11 @@ class RoutingStep {
 
   T* u(int64_t tile, int64_t i) const { return u_ + (tile * I + i) * D * S; }
 
-  void pack_u(const Parallel& parallel) {
+  // u as packs; with in-capsules in the lanes the votes, too.
+  void prepare(const Parallel& parallel) {
     const int64_t sample_step = in_.u_stride[0], step = in_.u_stride[1], dim_step = in_.u_stride[2];
-    for_chunks(parallel, [&](int, int64_t chunk) {
+    for_chunks(parallel, [&](int task, int64_t chunk) {
+      if (by_capsule_) return capsules_.form_votes(task, tile_begin(chunk), tile_begin(chunk + 1));
       const int64_t begin = chunk_begin(chunk), end = chunk_begin(chunk + 1);
       for (int64_t tile = 0; tile < tiles_; ++tile) {
         const T* from = static_cast<const T*>(in_.u) + sample(tile) * sample_step;
@@ -230,23 +230,13 @@ class RoutingStep {
   void softmax(int64_t tile, int64_t i, T* logits) const {
     add_prior(tile, i, logits);
     if (in_.over_in) {
-      const T* stats = stats_ + tile * 2 * O * S;
       for (int64_t j = 0; j < O; ++j) {
-        const P largest = P::load(stats + 2 * j * S), rest = P::load(stats + (2 * j + 1) * S);
+        const P largest = P::load(stats(tile, j)), rest = P::load(stats(tile, j) + S);
         (P::exp(P::load(logits + j * S) - largest) * rest).store(logits + j * S);
       }
       return;
     }
-    P largest = in_.leaky ? P::fill(T(0)) : P::load(logits);
-    for (int64_t j = 0; j < O; ++j) largest = P::max(P::load(logits + j * S), largest);
-    P sum = in_.leaky ? P::exp(P::fill(T(0)) - largest) : P::fill(T(0));
-    for (int64_t j = 0; j < O; ++j) {
-      const P e = P::exp(P::load(logits + j * S) - largest);
-      e.store(logits + j * S);
-      sum += e;
-    }
-    const P inverse = P::fill(T(1)) / sum;
-    for (int64_t j = 0; j < O; ++j) (P::load(logits + j * S) * inverse).store(logits + j * S);
+    softmax_over_out<P>(O, in_.leaky, logits);
   }
 
   // A pack for each in- and out-capsule.
@@ -281,43 +271,49 @@ class RoutingStep {
 
   // A softmax over the in-capsules needs the largest logit and the sum of exponentials of each
   // (sample, out-capsule) before any coefficient is known: one more pass, kept running per chunk.
-  // The largest starts at a finite number, so that logits of -inf get a coefficient of 0.
-  void find_stats(const Parallel& parallel, const T* v) {
-    constexpr T lowest = sizeof(T) == 4 ? T(-3.4e38) : T(-1.7e308);
+  // Its gradient, where sbar is given, needs the mean of x = <votes, sbar> by the coefficients:
+  // from the same roundings, as nearly all of x may cancel out (<s, sbar> would be the same
+  // number).
+  template <int DOTS>
+  void find_stats(const Parallel& parallel, const T* v, const T* sbar = nullptr) {
     for_chunks(parallel, [&](int task, int64_t chunk) {
-      T* chunk_stats = partial_stats_ + chunk * group_tiles_ * 2 * O * S;
-      for (int64_t k = 0; k < tiles_ * O; ++k) {
-        P::fill(lowest).store(chunk_stats + 2 * k * S);
-        P::fill(T(0)).store(chunk_stats + (2 * k + 1) * S);
-      }
+      T* chunk_stats = partial_stats_ + chunk * group_tiles_ * stats_packs * O * S;
+      for (int64_t k = 0; k < tiles_ * O; ++k) start_stats<P>(chunk_stats + k * stats_packs * S);
+      if (by_capsule_)
+        return capsules_.find_stats(task, tile_begin(chunk), tile_begin(chunk + 1), v, sbar,
+                                    chunk_stats);
       sweep(task, chunk, [&](int64_t tile, int64_t begin, int64_t end, const Weights& w) {
-        T* stats = chunk_stats + tile * 2 * O * S;
-        vote<1>(task, tile, begin, end, w, v + tile * sums(), nullptr);
+        T* stats = chunk_stats + tile * stats_packs * O * S;
+        vote<DOTS>(task, tile, begin, end, w, v + tile * sums(),
+                   DOTS == 2 ? sbar + tile * sums() : nullptr);
         for (int64_t i = begin; i < end; ++i) {
           T* logits = dots(task, i - begin, 0);
           add_prior(tile, i, logits);
+          const P mask = this->mask(tile, i);
+          const T* x = dots(task, i - begin, 1);
           for (int64_t j = 0; j < O; ++j)
-            merge_stats(stats + 2 * j * S, P::load(logits + j * S), P::fill(T(1)));
+            merge_stats(stats + j * stats_packs * S, P::load(logits + j * S), P::fill(T(1)),
+                        DOTS == 2 ? mask * P::load(x + j * S) : P::fill(T(0)));
         }
       });
     });
     for (int64_t tile = 0; tile < tiles_; ++tile)
       for (int64_t j = 0; j < O; ++j) {
-        T* stats = stats_ + (tile * O + j) * 2 * S;
-        P::fill(in_.leaky ? T(0) : lowest).store(stats);
-        P::fill(in_.leaky ? T(1) : T(0)).store(stats + S);
+        T* total = stats(tile, j);
+        start_stats<P>(total, in_.leaky);
         for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
-          const T* more = partial_stats_ + ((chunk * group_tiles_ + tile) * O + j) * 2 * S;
-          merge_stats(stats, P::load(more), P::load(more + S));
+          const T* more =
+              partial_stats_ + ((chunk * group_tiles_ + tile) * O + j) * stats_packs * S;
+          merge_stats(total, P::load(more), P::load(more + S), P::load(more + 2 * S));
         }
-        (P::fill(T(1)) / P::load(stats + S)).store(stats + S);
+        const P inverse = P::fill(T(1)) / P::load(total + S);
+        inverse.store(total + S);
+        (P::load(total + 2 * S) * inverse).store(total + 2 * S);
       }
   }
-  static void merge_stats(T* stats, const P& largest, const P& sum) {
-    const P before = P::load(stats), now = P::max(largest, before);
-    (P::load(stats + S) * P::exp(before - now) + sum * P::exp(largest - now)).store(stats + S);
-    now.store(stats);
-  }
+  // Of a softmax over the in-capsules: the largest logit, the inverse of the sum of exponentials,
+  // and the mean of x.
+  T* stats(int64_t tile, int64_t j) const { return stats_ + (tile * O + j) * stats_packs * S; }
 
   T* partial(int64_t chunk, int64_t tile) const {
     return partial_ + (chunk * group_tiles_ + tile) * sums();
@@ -371,6 +367,8 @@ class RoutingStep {
 
   const RoutingInputs& in_;
   const int64_t I, O, D, E, votes_dim_, so_, si_, se_, sd_;
+  CapsuleLanes<T, P> capsules_;
+  const bool by_capsule_;
   int64_t groups_, group_tiles_, chunks_, tasks_, block_, weight_capsules_, first_tile_ = 0,
                                                                             tiles_ = 0;
   T *u_, *votes_, *dots_, *weights_, *partial_, *partial_stats_ = nullptr, *stats_ = nullptr;

@@ -83,9 +83,11 @@ LAMINA_INLINE void store_some(T* p, const typename P::Vec& x, int count) {
     for (int k = 0; k < count; ++k) p[k] = x[k];
 }
 
-// From `count` rows of numbers, one a sample and `stride` apart, to packs; 0 past `count`.
+// From `count` rows of numbers, one a sample and `stride` apart, to packs; 0 past `count`. Those
+// `ahead` will be read next.
 template <class P, class T>
-inline void to_packs(const T* from, int64_t stride, int count, int64_t columns, T* to) {
+inline void to_packs(const T* from, int64_t stride, int count, int64_t columns, T* to,
+                     int64_t ahead = 0) {
   using Vec = typename P::Vec;
   constexpr int width = P::width;
   for (int64_t c = 0; c < columns; c += width)
@@ -95,8 +97,10 @@ inline void to_packs(const T* from, int64_t stride, int count, int64_t columns, 
       Vec a[width];
       if (filled == width && lane + width <= count) {
 #pragma GCC unroll 16
-        for (int r = 0; r < width; ++r)
+        for (int r = 0; r < width; ++r) {
           a[r] = *reinterpret_cast<const typename P::UnalignedVec*>(row + r * stride);
+          __builtin_prefetch(row + r * stride + ahead);
+        }
       } else {
         for (int r = 0; r < width; ++r)
           a[r] = load_some<P>(row + r * stride, lane + r < count ? filled : 0);
@@ -109,7 +113,8 @@ inline void to_packs(const T* from, int64_t stride, int count, int64_t columns, 
 
 // And back.
 template <class P, class T>
-inline void from_packs(const T* from, int64_t columns, T* to, int64_t stride, int count) {
+inline void from_packs(const T* from, int64_t columns, T* to, int64_t stride, int count,
+                       int64_t ahead = 0) {
   using Vec = typename P::Vec;
   constexpr int width = P::width;
   for (int64_t c = 0; c < columns; c += width)
@@ -121,8 +126,10 @@ inline void from_packs(const T* from, int64_t columns, T* to, int64_t stride, in
         a[k] =
             k < filled ? *reinterpret_cast<const Vec*>(from + (c + k) * P::samples + lane) : Vec{};
       transpose<P>(a);
-      for (int r = 0; r < width && lane + r < count; ++r)
+      for (int r = 0; r < width && lane + r < count; ++r) {
+        __builtin_prefetch(to + (lane + r) * stride + c + ahead, 1);
         store_some<P>(to + (lane + r) * stride + c, a[r], filled);
+      }
     }
 }
 
