@@ -10,6 +10,7 @@ namespace lamina {
 namespace LAMINA_ISA {
 namespace {
 
+// More samples gain nothing, and their votes should stay in the L3 cache.
 constexpr int64_t few_samples = 4;
 constexpr int64_t few_votes_bytes = 16 << 20;
 

@@ -13,7 +13,8 @@
 // in-capsule and tile a task forms the votes in the L1 cache, softmaxes, and adds to partial sums
 // of its own, which are added up in the order of the chunks. So the votes never reach memory, a
 // pass reads W once, and no sum depends on the number of threads. W is only ever broadcast, element
-// by element: it is read in whatever layout it has.
+// by element: it is read in whatever layout it has. With few samples in-capsules lie in the lanes
+// (capsule_lanes.h).
 //
 // With a shared W a pass works on u itself: <W_j u_i, v_j> = <u_i, W_j^T v_j> and
 // sum_i c_ij W_j u_i = W_j sum_i c_ij u_i. The space of the votes is then that of u.
