@@ -257,6 +257,8 @@ def test_margin_loss():
     many = torch.tensor([[1.0, 1, 0], [0, 0, 0]])
     found = MarginLoss(reduction="sum")(lengths, many)
     torch.testing.assert_close(found, torch.tensor(0.49 + 0.5 * 0.16))
+    found = MarginLoss(0.8, 0.3, absent_weight=0.25, reduction="sum")(lengths, many)
+    torch.testing.assert_close(found, torch.tensor(0.36 + 0.25 * 0.04))
     with pytest.raises(ValueError, match="reduction is 'max'"):
         MarginLoss(reduction="max")
     with pytest.raises(ValueError, match=r"target must have shape \(2,\) or \(2, 3\), got \(3,\)"):

@@ -71,6 +71,7 @@ def bad_inputs(device: torch.device) -> Iterator[BadInput]:
     yield BadInput("no dimension", (ones(), w), ValueError, r"\(\) must end in 3")
     yield BadInput("3-D weight", (x, ones(1, 4, 3)), ValueError, "weight must have 2 dimensions")
     yield BadInput("bias size", (x, w, ones(3)), ValueError, r"bias must have shape \(4,\).*\(3,\)")
+    yield BadInput("one bias", (x, w, ones(1)), ValueError, r"bias must have shape \(4,\).*\(1,\)")
     yield BadInput(
         "dtypes", (x, w.double()), TypeError, "weight is torch.float64 and input torch.fl"
     )
