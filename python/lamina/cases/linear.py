@@ -58,6 +58,7 @@ def samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
     wild[0, 0], wild[1, 1], wild[2, 2] = float("nan"), float("inf"), -float("inf")
     for activation in ("relu", "leaky_relu", "threshold"):
         yield sample(f"non-finite {activation}", wild, activation=activation)
+        yield sample(f"at the kink {activation}", 0 * draw(3, 4), bias=False, activation=activation)
 
 
 def bad_inputs(device: torch.device) -> Iterator[BadInput]:
