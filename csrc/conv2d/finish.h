@@ -34,13 +34,14 @@ struct Finisher {
   explicit Finisher(const Finish<S>& finish)
       : to(finish), piecewise(finish.activation, finish.parameter) {}
 
-  // One vector, whose bits (one a lane) of the mask it returns.
+  // One vector, whose bits (one a lane) of the mask it returns where MASKED.
+  template <bool MASKED = true>
   LAMINA_INLINE uint32_t put(Vector<T> z, int64_t offset, int count) const {
     if (to.residual != nullptr)
       z += count == L ? load(to.residual + offset) : load(to.residual + offset, count);
     if constexpr (K == Kind::piecewise) {
       store_lanes<T>(to.output + offset, piecewise.activate(z), count);
-      return piecewise.kept(z) & ((1u << count) - 1);
+      return MASKED ? piecewise.kept(z) & ((1u << count) - 1) : 0;
     }
     if constexpr (K == Kind::smooth) {
       if (to.preactivation != nullptr) store_lanes<T>(to.preactivation + offset, z, count);

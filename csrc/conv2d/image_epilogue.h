@@ -33,49 +33,80 @@ struct FinishTile {
   }
 
  private:
+  static constexpr int L = lanes<T>;
+
   void by_pixel(const T* tile, int64_t pixel, int rows, int64_t channel, int columns) const {
     const Finisher<S, K> finisher(to);
-    const S* const bias = finisher.to.bias;
-    int64_t offset = finisher.to.layout.offset(0, channel, pixel);
-    for (int i = 0; i < rows; ++i, tile += tile_columns<T>, offset += finisher.to.layout.channels) {
-      uint32_t bits = 0;
-      each_vector(tile, columns, [&](Vector<T> z, int j, int count) {
-        const S* const shift = bias + channel + j;
-        if (bias != nullptr) z += count == lanes<T> ? load(shift) : load(shift, count);
-        bits |= finisher.put(z, offset + j, count) << j;
-      });
-      store_bits(pixel + i, channel, bits, columns);
+    uint32_t bits[tile_rows<T>] = {};
+    for (int j = 0; j < columns; j += L) {
+      const int count = columns - j < L ? columns - j : L;
+      Vector<T> bias{};
+      if (to.bias != nullptr) bias = load(to.bias + channel + j, count);
+      put_column(
+          finisher, tile, rows, j, count, to.layout.offset(0, channel + j, pixel),
+          to.layout.channels, [=](int) { return bias; }, bits);
     }
+    store_bits(pixel, rows, channel, columns, bits);
   }
 
   void by_channel(const T* tile, int64_t channel, int rows, int64_t pixel, int columns) const {
     const Finisher<S, K> finisher(to);
-    const PixelGrid::Run whole = grid.run(pixel, columns);
-    const Runs<T> runs(grid, pixel, whole.length == columns ? 0 : columns);
-    for (int i = 0; i < rows; ++i, tile += tile_columns<T>) {
-      const Vector<T> bias =
-          Vector<T>{} + (to.bias != nullptr ? load(to.bias + channel + i, 1)[0] : 0);
-      uint32_t bits = 0;
-      if (runs.count == 0) {
-        const int64_t offset = finisher.to.layout.offset(whole.image, channel + i, whole.pixel);
-        each_vector(tile, columns, [&](Vector<T> z, int j, int count) {
-          bits |= finisher.put(z + bias, offset + j, count) << j;
-        });
-      } else {
-        runs.each(tile, [&](Vector<T> z, int j, const PixelGrid::Run& run) {
-          const int64_t offset = finisher.to.layout.offset(run.image, channel + i, run.pixel);
-          bits |= finisher.put(z + bias, offset, static_cast<int>(run.length)) << j;
-        });
-      }
-      store_bits(channel + i, pixel, bits, columns);
+    const Runs<T> runs(grid, pixel, columns);
+    T bias[tile_rows<T>] = {};
+    if (to.bias != nullptr)
+      for (int i = 0; i < rows; ++i) bias[i] = load(to.bias + channel + i, 1)[0];
+    uint32_t bits[tile_rows<T>] = {};
+    for (int r = 0; r < runs.count; ++r) {
+      const PixelGrid::Run& run = runs.run[r];
+      put_column(
+          finisher, tile, rows, runs.column[r], static_cast<int>(run.length),
+          to.layout.offset(run.image, channel, run.pixel), to.layout.pixels,
+          [&](int i) { return Vector<T>{} + bias[i]; }, bits);
+    }
+    store_bits(channel, rows, pixel, columns, bits);
+  }
+
+  // `count` lanes of every row from `column` on, to places `step` apart. What is the same for all
+  // rows is decided before.
+  template <class Bias>
+  LAMINA_INLINE static void put_column(const Finisher<S, K>& finisher, const T* tile, int rows,
+                                       int column, int count, int64_t offset, int64_t step,
+                                       const Bias& bias, uint32_t* bits) {
+    const bool masked = finisher.to.mask != nullptr;
+    if (masked && count == L)
+      put_rows<true>(finisher, tile + column, rows, column, L, offset, step, bias, bits);
+    else if (masked)
+      put_rows<true>(finisher, tile + column, rows, column, count, offset, step, bias, bits);
+    else if (count == L)
+      put_rows<false>(finisher, tile + column, rows, column, L, offset, step, bias, bits);
+    else
+      put_rows<false>(finisher, tile + column, rows, column, count, offset, step, bias, bits);
+  }
+  template <bool MASKED, class Bias>
+  LAMINA_INLINE static void put_rows(const Finisher<S, K>& finisher, const T* sums, int rows,
+                                     int column, int count, int64_t offset, int64_t step,
+                                     const Bias& bias, uint32_t* bits) {
+    for (int i = 0; i < rows; ++i, sums += tile_columns<T>, offset += step) {
+      const uint32_t kept = finisher.template put<MASKED>(load(sums) + bias(i), offset, count);
+      if (MASKED) bits[i] |= kept << column;
     }
   }
 
   // Tiles begin at multiples of 8: no other writes these bytes.
-  void store_bits(int64_t row, int64_t first, uint32_t bits, int count) const {
+  void store_bits(int64_t row, int rows, int64_t first, int count, const uint32_t* bits) const {
     if (to.mask == nullptr) return;
-    uint8_t* const target = to.mask + row * to.mask_stride + first / 8;
-    for (int byte = 0; byte * 8 < count; ++byte)
+    uint8_t* target = to.mask + row * to.mask_stride + first / 8;
+    for (int i = 0; i < rows; ++i, target += to.mask_stride) {
+      if (count == tile_columns<T>)
+        store_bytes(target, tile_columns<T> / 8, bits[i]);
+      else
+        store_bytes(target, (count + 7) / 8, bits[i]);
+    }
+  }
+  // Of a constant number of bytes GCC makes one store.
+  LAMINA_INLINE static void store_bytes(uint8_t* target, int bytes, uint32_t bits) {
+#pragma GCC unroll 4
+    for (int byte = 0; byte < bytes; ++byte)
       target[byte] = static_cast<uint8_t>(bits >> (8 * byte));
   }
 };

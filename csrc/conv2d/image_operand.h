@@ -81,6 +81,17 @@ struct PixelPanels {
   template <int WIDTH>
   void packed(const T*, int64_t, int, int64_t, int) const {}
 
+  template <int WIDTH>
+  void prefetch(int64_t first, int count, int64_t depth, int depths) const {
+    if constexpr (!CHANNELS_LAST) {
+      const PixelGrid::Run run = grid.run(first, count);
+      const S* row = reader.from.data + reader.from.layout.offset(run.image, depth, run.pixel);
+      const int64_t length = run.length * grid.stride[1], line = 64 / sizeof(S);
+      for (int d = 0; d < depths; ++d, row += reader.from.layout.pixels)
+        for (int64_t e = 0; e < length; e += line) prefetch_to_l2(row + e);
+    }
+  }
+
  private:
   // Pixels side by side in one image. The caches are asked for the next panel.
   template <int WIDTH>

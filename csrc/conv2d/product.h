@@ -16,6 +16,7 @@ struct AnyOperand {
                         int depths);
   const void* operand;
   Pack pack_panel, panel_packed;
+  void (*fetch)(const void* operand, int64_t first, int count, int64_t depth, int depths);
 
   template <int WIDTH>
   void pack(T* panel, int64_t first, int count, int64_t depth, int depths) const {
@@ -24,6 +25,10 @@ struct AnyOperand {
   template <int WIDTH>
   void packed(const T* panel, int64_t first, int count, int64_t depth, int depths) const {
     panel_packed(operand, const_cast<T*>(panel), first, count, depth, depths);
+  }
+  template <int WIDTH>
+  void prefetch(int64_t first, int count, int64_t depth, int depths) const {
+    fetch(operand, first, count, depth, depths);
   }
 };
 
@@ -37,6 +42,9 @@ AnyOperand<T> any_operand(const Operand& operand) {
       },
       [](const void* of, T* panel, int64_t first, int count, int64_t depth, int depths) {
         static_cast<const Operand*>(of)->template packed<WIDTH>(panel, first, count, depth, depths);
+      },
+      [](const void* of, int64_t first, int count, int64_t depth, int depths) {
+        prefetch_source<WIDTH>(*static_cast<const Operand*>(of), first, count, depth, depths, 0);
       }};
 }
 

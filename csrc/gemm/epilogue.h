@@ -2,6 +2,7 @@
 
 #include "common/vec_activation.h"
 #include "gemm/blocking.h"
+#include "gemm/prefetch.h"
 
 // What is done with finished tiles. Ops with another layout of C write their own.
 
@@ -39,7 +40,7 @@ inline void prefetch_rows(Target* target, int64_t row_stride, int64_t row, int r
   for (int i = 0; i < rows; ++i) {
     Target* const first = target + (row + i) * row_stride + column;
 #pragma GCC unroll 4
-    for (int64_t j = 0; j < tile_columns<T>; j += line) __builtin_prefetch(first + j, 1);
+    for (int64_t j = 0; j < tile_columns<T>; j += line) prefetch_to_l1(first + j);
   }
 }
 

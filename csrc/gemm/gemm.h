@@ -4,6 +4,7 @@
 #include "common/workspace.h"
 #include "gemm/micro_kernel.h"
 #include "gemm/pack.h"
+#include "gemm/prefetch.h"
 #include "gemm/work.h"
 
 // C[m, n] = A[m, k] * B[k, n], seen only through two operands (pack.h) and an epilogue:
@@ -95,6 +96,8 @@ class Gemm {
   struct Panels {
     const T* first;
     int64_t stride;
+    // The column panel and the depth of the block of B that is likely to be packed next; or -1.
+    int64_t next_panel, next_depth;
   };
   template <class PanelsOfB, class Tile, class Finished>
   void compute(int64_t i0, int64_t i1, int64_t j0, int64_t j1, const T* a,
@@ -114,6 +117,7 @@ class Gemm {
           const int64_t share = ceil_div(depth * C, rows);
           prefetch(panel_b + b.stride + i * share, share);
         }
+        if (b.next_panel >= 0) prefetch_next(b, i, rows, j);
         if (last)
           prefetch_target(epilogue_, rows_.first(i0 + i), rows_.count(i0 + i), (j0 + j) * C, 0);
         T* const target = tile(i0 + i, j0 + j);
@@ -128,15 +132,16 @@ class Gemm {
     for (int64_t e = 0; e < count; e += 64 / static_cast<int64_t>(sizeof(T)))
       __builtin_prefetch(first + e);
   }
-  // Lets an epilogue that can (that has `prefetch`) fetch what it will write, while the last sums
-  // run.
-  template <class E>
-  static auto prefetch_target(const E& epilogue, int64_t row, int rows, int64_t column, int)
-      -> decltype(epilogue.prefetch(row, rows, column)) {
-    epilogue.prefetch(row, rows, column);
+  // While the sums of row panel i run, a share of what column panel j of the next block is packed
+  // from.
+  void prefetch_next(const Panels& b, int i, int rows, int j) const {
+    const int64_t panel = b.next_panel + j;
+    if (panel >= column_panels_) return;
+    const int64_t depths = min64(blocking.depth, k_ - b.next_depth);
+    const int64_t first = i * depths / rows, past = (i + 1) * depths / rows;
+    prefetch_source<C>(b_, panel * C, columns(panel), b.next_depth + first,
+                       static_cast<int>(past - first), 0);
   }
-  static void prefetch_target(const Epilogue&, int64_t, int, int64_t, long) {}
-
   void emit(const T* tile, int64_t i, int64_t j) const {
     epilogue_(tile, rows_.first(i), rows_.count(i), j * C, columns(j));
   }
@@ -228,12 +233,15 @@ class Gemm {
               if (last_chunk) emit(sum, i, j);
             };
             const auto panels_of_b = [&](int64_t d, int64_t depth) -> Panels {
-              if (!own_b) return {packed_b + (jb - j0) * b_panel(depths) + d * C, b_panel(depths)};
+              if (!own_b)
+                return {packed_b + (jb - j0) * b_panel(depths) + d * C, b_panel(depths), -1, 0};
               T* const own = packed_b + worker * column_tiles * b_panel(blocking.depth);
               for (int64_t j = jb; j < je; ++j)
                 pack<C>(b_, own + (j - jb) * b_panel(depth), j * C, this->columns(j), k0 + d, depth,
                         true);
-              return {own, b_panel(depth)};
+              if (d + depth < depths) return {own, b_panel(depth), jb, k0 + d + depth};
+              const int64_t next = jb + workers * column_tiles;
+              return {own, b_panel(depth), next < j1 ? next : -1, k0};
             };
             compute(i0, i1, jb, je, a, panels_of_b, depths, k0 > 0, tile, finished);
             finish(done + row_block);
@@ -282,7 +290,9 @@ class Gemm {
           const auto tile = [&](int64_t i, int64_t j) {
             return sums + (split * tiles + j * rows_.panels + i) * tile_elements;
           };
-          const auto panels_of_b = [&](int64_t, int64_t) -> Panels { return {b, b_panel(depths)}; };
+          const auto panels_of_b = [&](int64_t, int64_t) -> Panels {
+            return {b, b_panel(depths), -1, 0};
+          };
           compute(0, rows_.panels, 0, column_panels_, a, panels_of_b, depths, k0 > split * part,
                   tile, [](const T*, int64_t, int64_t) {});
         }
