@@ -16,15 +16,6 @@ struct FinishTile {
   const Finish<S>& to;
   const PixelGrid& grid;
 
-  void prefetch(int64_t row, int rows, int64_t column) const {
-    const Layout& layout = to.layout;
-    if (layout.channels_last)
-      return prefetch_rows<T>(to.output, layout.channels, row, rows, column);
-    const PixelGrid::Run run = grid.run(column, 1);
-    prefetch_rows<T>(to.output + layout.offset(run.image, row, run.pixel), layout.pixels, 0, rows,
-                     0);
-  }
-
   void operator()(const T* tile, int64_t row, int rows, int64_t column, int columns) const {
     if (to.layout.channels_last)
       by_pixel(tile, row, rows, column, columns);
@@ -118,8 +109,6 @@ struct SpreadTile {
   S* target;
   Layout layout;
   const PixelGrid& grid;
-
-  void prefetch(int64_t, int, int64_t) const {}
 
   void operator()(const T* tile, int64_t row, int rows, int64_t column, int columns) const {
     if (layout.channels_last) {

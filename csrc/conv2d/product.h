@@ -68,7 +68,7 @@ AnyEpilogue<T> any_epilogue(const Epilogue& epilogue) {
             (*static_cast<const Epilogue*>(of))(tile, row, rows, column, columns);
           },
           [](const void* of, int64_t row, int rows, int64_t column) {
-            static_cast<const Epilogue*>(of)->prefetch(row, rows, column);
+            prefetch_target(*static_cast<const Epilogue*>(of), row, rows, column, 0);
           }};
 }
 
