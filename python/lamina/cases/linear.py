@@ -77,6 +77,8 @@ def bad_inputs(device: torch.device) -> Iterator[BadInput]:
         "dtypes", (x, w.double()), TypeError, "weight is torch.float64 and input torch.fl"
     )
     yield BadInput("bias dtype", (x, w, b.half()), TypeError, "bias is torch.float16 and input")
+    bias = (ones(1, 2, 6)[..., ::2], w, b.double())
+    yield BadInput("strided, bias dtype", bias, TypeError, "bias is torch.float64 and input")
     yield BadInput("integers", (x.long(), w), TypeError, "input must be of a floating-point dtype")
     yield BadInput("devices", (x, w.to("meta")), ValueError, "weight is on meta and input on")
     yield BadInput("list", ([1.0, 2.0, 3.0], w), TypeError, "input must be a Tensor, got list")

@@ -152,7 +152,8 @@ def _small(
             input.numel() * outs >= _SMALL
             or not (input.is_cpu and weight.is_cpu)  # ATen multiplies by a meta tensor
             or input.dtype not in _FLOATS
-            or (bias is not None and bias.shape != (outs,))
+            # ATen adds a bias of another dtype to a strided input with three dimensions.
+            or (bias is not None and (bias.shape != (outs,) or bias.dtype is not input.dtype))
         ):
             return None
         finish = FINISH[activation]
