@@ -159,6 +159,29 @@ def test_export_holds_the_registered_ops():
     torch.testing.assert_close(program.module()(x), model(x))
 
 
+def test_export_leaves_the_batch_open():
+    """Choosing by size would bound it: an exported program of open size takes the kernels."""
+    model = torch.nn.Sequential(
+        lamina.Conv2dReLU(8, 16, 3, padding=1),
+        torch.nn.Flatten(),
+        lamina.LinearReLU(16 * 8 * 8, 40),
+        lamina.ThresholdReLU(0.1),
+        torch.nn.Unflatten(1, (5, 8)),
+        lamina.DynamicRouting(5, 3, 8, 4),
+    ).eval()
+    dynamic = {"input": {0: torch.export.Dim("batch", min=1)}}
+    program = torch.export.export(model, (torch.randn(6, 8, 8, 8),), dynamic_shapes=dynamic)
+    for batch in (1, 2, 300):
+        x = torch.randn(batch, 8, 8, 8)
+        torch.testing.assert_close(program.module()(x), model(x))
+
+
+def test_layers_are_torchs_layers():
+    """As loops over model.modules() that initialise or convert ask."""
+    assert isinstance(lamina.LinearReLU(3, 4), torch.nn.Linear)
+    assert isinstance(lamina.Conv2dReLU(3, 4, 1), torch.nn.Conv2d)
+
+
 def test_dynamic_shapes_compile_once():
     layer = lamina.LinearReLU(64, 512)
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")

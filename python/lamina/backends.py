@@ -176,6 +176,18 @@ def refusals(
     return reasons
 
 
+def below(size: int, bound: int) -> bool:
+    """size < bound; of a size that torch.export leaves open, whether it is so for all of them.
+
+    An ordinary comparison would bound the size of the exported program.
+    """
+    if not torch.compiler.is_exporting():
+        return size < bound
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(size < bound)
+
+
 def choose(
     spec: Spec,
     backend: str | None,

@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_exporting
 
 from lamina.activations import FINISH, Activation, parse_activation
-from lamina.backends import choice, choose, kernels
+from lamina.backends import below, choice, choose, kernels
 from lamina.checks import autocast_dtype, cast
 from lamina.layers.conv2d_call import Conv2dFunction, Options, reference
 from lamina.layers.conv2d_checks import (
@@ -55,7 +56,8 @@ def _small(
     try:
         outs, _, _, _ = weight.shape
         if (
-            input.numel() * outs >= _SMALL
+            is_exporting()
+            or input.numel() * outs >= _SMALL
             or not (input.is_cpu and weight.is_cpu and (bias is None or bias.is_cpu))
             or input.dtype not in _FLOATS
             or type(groups) is not int
@@ -155,7 +157,7 @@ def _slower(
     *options: Any,
 ) -> str | None:
     options = Options(*options)
-    if input.numel() * weight.shape[0] < _SMALL:
+    if below(input.numel() * weight.shape[0], _SMALL):
         return "below 2^16 elements times out_channels ATen's shorter call wins"
     if backend == "cpp" and input.dtype == torch.bfloat16 and MULTIPLIES_BF16:
         return "this CPU multiplies bf16 itself, which oneDNN makes use of"

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 
 from lamina.activations import (
     ACTIVATIONS,
@@ -27,7 +28,7 @@ from lamina.activations import (
     Activation,
     parse_activation,
 )
-from lamina.backends import choice, choose, kernels
+from lamina.backends import below, choice, choose, kernels
 from lamina.checks import autocast_dtype, cast, check_alike, check_bias, check_floating
 from lamina.double_backward import partial_gradients
 from lamina.fakes import fake
@@ -149,7 +150,8 @@ def _small(
     try:
         outs, _ = weight.shape
         if (
-            input.numel() * outs >= _SMALL
+            is_exporting()  # the comparison would bound a size that it leaves open
+            or input.numel() * outs >= _SMALL
             or not (input.is_cpu and weight.is_cpu)  # ATen multiplies by a meta tensor
             or input.dtype not in _FLOATS
             # ATen adds a bias of another dtype to a strided input with three dimensions.
@@ -212,7 +214,7 @@ def linear(
     return after(output) if after else output
 
 
-class Linear(nn.Module):
+class Linear(nn.Linear):
     """`torch.nn.Linear` and the activation after it, as one layer.
 
     The arguments, the initialisation and the state_dict (weight, bias) are nn.Linear's; a weight
@@ -229,7 +231,7 @@ class Linear(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # nn.Linear's draws a weight of its own layout
         for name, value in (("in_features", in_features), ("out_features", out_features)):
             if not isinstance(value, int) or isinstance(value, bool):
                 raise TypeError(f"Linear: {name} must be an int, got {value!r}")
@@ -305,15 +307,15 @@ class LinearReLU(Linear):
 
 
 def _slower(backend: str, input: Tensor, weight: Tensor, *options: object) -> str | None:
-    if input.numel() * weight.shape[0] < _SMALL:
+    if below(input.numel() * weight.shape[0], _SMALL):
         return "below 2^18 multiply-adds ATen's shorter call wins"
     if backend != "cpp":
         return None
     rows = input.numel() // max(1, weight.shape[1])
-    if input.dtype == torch.bfloat16 and MULTIPLIES_BF16 and rows > 8:
+    if input.dtype == torch.bfloat16 and MULTIPLIES_BF16 and not below(rows, 9):
         return "this CPU multiplies bf16 itself, which oneDNN makes use of"
     training = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
-    if training and rows < 8 and weight.stride(-1) != 1:
+    if training and below(rows, 8) and weight.stride(-1) != 1:
         return "with fewer than 8 rows and a weight of layout in_out ATen's gradients are faster"
     return None
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 
-from lamina.backends import choice, choose, kernels
+from lamina.backends import below, choice, choose, kernels
 from lamina.checks import check_floating
 from lamina.fakes import fake
 from lamina.spec import FLOATS, Spec
@@ -80,7 +81,7 @@ def threshold_relu(input: Tensor, threshold: float = 0.0, *, backend: str | None
     if choice.free and backend is None and isinstance(threshold, (int, float)):
         # A small call would notice the checks; what they would refuse goes on to them.
         try:
-            if input.numel() < _SMALL and input.dtype in _FLOATS:
+            if not is_exporting() and input.numel() < _SMALL and input.dtype in _FLOATS:
                 return torch.threshold(input, threshold, 0.0)
         except (AttributeError, RuntimeError, TypeError):
             pass
@@ -121,7 +122,7 @@ class ThresholdReLU(nn.Module):
 
 def _slower(backend: str, input: Tensor, *options: object) -> str | None:
     training = torch.is_grad_enabled() and input.requires_grad
-    if input.numel() < (_SMALL if training else 1 << 23):
+    if below(input.numel(), _SMALL if training else 1 << 23):
         return "while the tensors lie in the caches ATen is as fast or faster"
     return None
 
