@@ -125,9 +125,9 @@ class RoutingStep {
   // lie apart by what is often a multiple of the cache's period: they would drive one another out.
   Weights gather_weights(int64_t begin, int64_t end, T* to) const {
     const int64_t n = (end - begin) * E * D, bytes = so_ * int64_t(sizeof(T));
+    if (si_ != E * D || so_ <= n || tiles_ == 1) return weights();
     const int64_t places = cache_period / min(bytes & -bytes, cache_period);
-    const bool collide = si_ == E * D && so_ > n && tiles_ > 1 && O > 8 * places;
-    if (!collide) return weights();
+    if (O <= 8 * places) return weights();
     for (int64_t j = 0; j < O; ++j)
       __builtin_memcpy(to + j * n, weights().at(begin, j), n * sizeof(T));
     return {to, n, E * D, begin};

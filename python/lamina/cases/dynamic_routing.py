@@ -60,6 +60,8 @@ def samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
     yield Sample("zero input", (leaf(torch.zeros_like(u)), leaf(draw(3, 5, 4, 2))))
     yield Sample("expanded u", (leaf(draw(1, 5, 2).expand(3, 5, 2)), leaf(draw(3, 5, 4, 2))))
     yield Sample("strided u", (leaf(draw(6, 10, 4)[::2, ::2, ::2]), leaf(draw(3, 5, 4, 2))))
+    weight = draw(1, 5, 4, 2).expand(3, 5, 4, 2)
+    yield Sample("expanded weight", (leaf(draw(19, 5, 2)), leaf(weight)))
     frozen = draw(3, 5, 4, 2)
     yield Sample("frozen weight", (u, frozen))
     yield Sample("frozen u", (u.detach(), leaf(frozen)))
