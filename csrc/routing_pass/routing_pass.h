@@ -1,7 +1,7 @@
 #pragma once
 
 // routing_pass: one step of dot-product routing, s_j = sum_i c_ij W_ij u_i with
-// c = softmax(prior + scale <W_ij u_i, v_j>) * mask. The votes W_ij u_i are never stored.
+// c = softmax(prior + scale <W_ij u_i, v_j>) * mask. The votes W_ij u_i are not kept.
 // Shapes and the meaning of the options are those of dynamic_routing.h; v is [B, O, E].
 
 namespace lamina {

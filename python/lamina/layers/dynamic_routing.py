@@ -1,4 +1,4 @@
-"""Dynamic routing between capsules (Sabour, Frosst, Hinton 2017, procedure 1), votes never stored.
+"""Dynamic routing between capsules (Sabour, Frosst, Hinton 2017, procedure 1), votes not stored.
 
     votes_ij = W_ij u_i;  logits = prior
     `iterations` times:  c = softmax(logits) * mask_i;  s_j = sum_i c_ij votes_ij + bias_j

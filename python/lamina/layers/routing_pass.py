@@ -4,7 +4,7 @@
     s_j = sum_i c_ij votes_ij
 
 Inverted dot-product attention, k-means-like and self-attention routing are this step and ordinary
-PyTorch on small [B, O, E] tensors. The votes [B, I, O, E] are never stored. Saved: inputs and s.
+PyTorch on small [B, O, E] tensors. The votes [B, I, O, E] are not kept. Saved: inputs and s.
 
 Shapes: u [B, I, D] (in-capsules), weight [O, I, E, D] in any layout, or [O, E, D] where all
 in-capsules share it, v and s [B, O, E].
