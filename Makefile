@@ -10,7 +10,7 @@ BUILD_TOOLS = "scikit-build-core>=0.11" "pybind11>=2.13" "cmake>=3.25" ninja
 # Options of the build itself, as -C pairs of pip: make test BUILD="-C cmake.define.LAMINA_CUDA=ON"
 BUILD ?=
 
-.PHONY: demo test bench figures lint format sanitize gpu cuda-check triton-check wheels clean
+.PHONY: demo test bench compare figures lint format sanitize gpu cuda-check triton-check wheels clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/demo
@@ -21,6 +21,10 @@ test: $(VENV)/test
 
 bench: $(VENV)/demo
 	$(VENV)/bin/lamina bench $(ARGS)
+
+# Two versions against each other: make compare ARGS="HEAD~1 linear --shapes '128x*'"
+compare: $(VENV)/demo
+	$(VENV)/bin/python benchmarks/compare.py $(ARGS)
 
 # The README's table and picture, from benchmarks/results.
 figures: $(VENV)/demo

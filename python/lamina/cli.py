@@ -18,19 +18,19 @@ DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
 DTYPES |= {"f64": torch.float64, "f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
-def _dtype(text: str) -> torch.dtype:
+def parse_dtype(text: str) -> torch.dtype:
     if text not in DTYPES:
         raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(DTYPES)}")
     return DTYPES[text]
 
 
-def _op(text: str) -> str:
+def parse_op(text: str) -> str:
     if text not in specs():
         raise argparse.ArgumentTypeError(f"{text!r} is none of the ops: {', '.join(specs())}")
     return text
 
 
-def _modes(text: str) -> list[str]:
+def parse_modes(text: str) -> list[str]:
     modes = text.split(",")
     for mode in modes:
         if mode not in ("forward", "backward", "both"):
@@ -46,7 +46,7 @@ def _device(text: str) -> torch.device:
     return torch.device(text)
 
 
-def _threads(text: str) -> int:
+def parse_threads(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of threads")
     return int(text)
@@ -145,9 +145,9 @@ def _parser() -> argparse.ArgumentParser:
     info.set_defaults(run=_info)
 
     check = commands.add_parser("check", help="compare every kernel with its reference in float64")
-    check.add_argument("op", nargs="*", type=_op, help="ops to check; all if none is named")
+    check.add_argument("op", nargs="*", type=parse_op, help="ops to check; all if none is named")
     check.add_argument("--backend", nargs="+", choices=backends.NAMES)
-    check.add_argument("--dtype", nargs="+", type=_dtype, metavar="DTYPE")
+    check.add_argument("--dtype", nargs="+", type=parse_dtype, metavar="DTYPE")
     check.add_argument(
         "--interpret", action="store_true", help="run Triton kernels in its interpreter, slowly"
     )
@@ -155,12 +155,14 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_check)
 
     bench = commands.add_parser("bench", help="time every op against all its peers")
-    bench.add_argument("op", nargs="*", type=_op, help="ops to time; all if none is named")
+    bench.add_argument("op", nargs="*", type=parse_op, help="ops to time; all if none is named")
     bench.add_argument("--device", type=_device, help="cpu or cuda; the GPU if there is one")
-    bench.add_argument("--dtype", nargs="+", type=_dtype, metavar="DTYPE", default=[torch.float32])
+    bench.add_argument(
+        "--dtype", nargs="+", type=parse_dtype, metavar="DTYPE", default=[torch.float32]
+    )
     bench.add_argument(
         "--mode",
-        type=_modes,
+        type=parse_modes,
         default=["forward", "both"],
         help="forward, backward, both (forward and backward), with commas; default forward,both",
     )
@@ -178,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATTERN",
         help="some of the list, as 128x*, or your own in the same form, as 24x2048x2048",
     )
-    bench.add_argument("--threads", type=_threads, help="torch's present number if left out")
+    bench.add_argument("--threads", type=parse_threads, help="torch's present number if left out")
     bench.add_argument("--tf32", action="store_true", help="allow TF32, for all alike")
     bench.add_argument(
         "--budget", type=float, default=600, metavar="SECONDS", help="for everything (600)"

@@ -12,7 +12,7 @@ import torch
 REINSTALL = "reinstall with a C++ compiler on the path: pip install --no-build-isolation ."
 
 
-def _library(name: str) -> str | None:
+def library(name: str) -> str | None:
     """The compiled library's file: in an editable install it is not beside this file.
 
     LAMINA_MODULES names a folder that is looked into first, such as a build with sanitizers.
@@ -26,7 +26,7 @@ def _library(name: str) -> str | None:
 
 def _load(name: str, absent: str) -> str | None:
     """Load a library of ops; the reason why it is not there, or None."""
-    file = _library(name)
+    file = library(name)
     if file is None:
         return absent
     try:
