@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lamina.bench import memory, suite, timing
-from lamina.bench.peers import Peer, peers_of
+from lamina.bench.peers import Peer, Setting, peers_of
 from lamina.bench.report import best_peer
 from lamina.cases import threshold as cases
 from lamina.cli import main
@@ -98,6 +98,45 @@ def test_files(planted, tmp_path, capsys):
 def test_unknown_shape_is_refused(capsys):
     assert main(["bench", "threshold", "--shapes", "7G"]) == 2
     assert "no shape matches 7G" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wish", "answer"),
+    [
+        ("--dtype bf16", "squash has no kernels in bfloat16: ask for float64, float32"),
+        ("--peers nobody", "no peer matches nobody; there are {'squash': ['eager'"),
+        ("--shapes 1280x16 7G", "no shape matches 7G"),
+        ("--backend cuda", "backend cuda was asked for and cannot run"),
+    ],
+)
+def test_what_is_not_there_is_named(wish, answer, capsys):
+    assert main(["bench", "squash", "--device", "cpu", *wish.split()]) == 2
+    assert answer in capsys.readouterr().err
+
+
+def test_an_op_without_the_dtype_is_named_among_others(planted, capsys):
+    rows = suite.bench(["squash", "threshold"], dtypes=[torch.bfloat16], device=CPU, budget=1)
+    assert {row.op for row in rows} == {"threshold"}
+    assert "squash has no kernels in bfloat16" in capsys.readouterr().out
+
+
+def test_nothing_is_timed_twice(planted):
+    wishes = {"dtypes": [torch.float32] * 2, "modes": ["forward"] * 2, "kernels": ["cpp"] * 2}
+    rows = suite.bench(["threshold"] * 2, device=CPU, budget=1, **wishes)
+    assert len({row.provider for row in rows}) == len(rows)
+
+
+def test_no_peer_takes_compiled_code_from_a_cache(monkeypatch):
+    """Inductor's cache does not tell instruction sets apart, of code and of packed weights."""
+    seen = []
+    monkeypatch.setattr(torch, "compile", lambda call, **kw: seen.append(kw["options"]) or call)
+    for spec in specs().values():
+        sample = spec.workloads_like("*", CPU)[0].build(torch.float32, CPU)
+        for peer in peers_of(spec):
+            if peer.device in (None, "cpu") and not peer.refuses(sample):
+                peer.make(sample, Setting(CPU, 1))
+    assert len(seen) > len(specs())
+    assert all(options["fx_graph_cache"] is False for options in seen)
 
 
 @pytest.mark.skipif(bool(missing["cpp"]), reason="the C++ module is not built")

@@ -90,6 +90,9 @@ def test_module_runs():
         "check --backend x",
         "bench --device tpu",
         "bench --threads 0",
+        "bench --threads 1000000",
+        "bench --budget nan",
+        "bench --budget -1",
         "bench --json /dev/null/rows.json",
         "bench --csv .",
         "bench --plot rows.docx",
@@ -118,7 +121,9 @@ def test_interrupt_leaves_without_a_traceback(monkeypatch, capsys):
 
 def test_check_says_that_nothing_ran(capsys):
     assert main(["check", "squash", "--dtype", "bf16"]) == 1
-    assert "nothing ran" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "not run: squash: its kernels take float64, float32" in out
+    assert "nothing ran" in out
 
 
 @needs_module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import lamina
+from lamina import modules
 from lamina.functional import conv2d, dynamic_routing, linear, squash, threshold_relu
 from lamina.spec import specs
 
@@ -54,6 +56,16 @@ def test_environment_chooses():
     assert "reference was asked for" in done.stdout
     done = run_python("import lamina", LAMINA_BACKEND="gpu")
     assert "LAMINA_BACKEND is 'gpu'" in done.stderr
+
+
+@pytest.mark.skipif(bool(lamina.backends.missing["cpp"]), reason="the C++ module is not built")
+def test_an_instruction_set_that_is_not_there_is_refused():
+    done = run_python("import lamina", LAMINA_ISA="avx9")
+    assert "ValueError: LAMINA_ISA is 'avx9'; this CPU runs baseline" in done.stderr
+    with pytest.raises(ValueError, match="is 'avx512'; this CPU runs baseline, avx2"):
+        modules._check_isa("avx512", "avx2")
+    for accepted in (None, "", "avx2"):
+        modules._check_isa(accepted, "avx2")
 
 
 def test_explain_tells_choice_and_reasons(capsys):
@@ -266,6 +278,28 @@ def test_jit_trace_without_gradients_holds_the_registered_ops():
         traced = torch.jit.trace(model, x)
         torch.testing.assert_close(traced(x), model(x))
     assert "lamina::linear_forward" in str(traced.inlined_graph)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_jit_trace_with_gradients():
+    """The program computes and can be saved; the reference's has gradients too."""
+    model = torch.nn.Sequential(lamina.LinearReLU(96, 64), lamina.Squash())
+    x, other = torch.randn(128, 96), torch.randn(128, 96)
+    with pytest.warns(torch.jit.TracerWarning, match=r"use_backend\('reference'\)"):
+        traced = torch.jit.trace(model, x)
+    assert "lamina::linear_forward" in str(traced.inlined_graph)
+    file = io.BytesIO()
+    torch.jit.save(traced, file)
+    file.seek(0)
+    torch.testing.assert_close(torch.jit.load(file)(other), model(other))
+    with lamina.use_backend("reference"):
+        traced = torch.jit.trace(model, x)
+    grad = torch.randn(128, 64)
+    got, expected = (
+        torch.autograd.grad(call(other), list(model.parameters()), grad) for call in (traced, model)
+    )
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_layers_tell_shapes_on_the_meta_device():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -136,6 +137,24 @@ def kernels(op: str, backend: str) -> Kernels:
 def transformed() -> bool:
     """Whether a functorch transform or forward-mode AD, which kernels have no rules for, is on."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def wants_grad(*tensors: torch.Tensor | None) -> bool:
+    """Whether a call on these tensors must be differentiable.
+
+    torch.jit.trace cannot write down an autograd.Function, and records once more under no_grad to
+    compare: it gets the plain ops either way, and a warning where they lose a gradient.
+    """
+    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if wanted and torch.jit.is_tracing():
+        warnings.warn(
+            "torch.jit.trace records Lamina's kernels as plain ops, which TorchScript cannot "
+            "differentiate; for a program to train, trace inside lamina.use_backend('reference')",
+            torch.jit.TracerWarning,
+            stacklevel=3,
+        )
+        return False
+    return wanted
 
 
 def _special(tensor: torch.Tensor) -> str | None:

@@ -335,10 +335,10 @@ def check(
     A backend asked for by name that can't run here is a failure.
     """
     here = places(interpret)
-    chosen = [specs()[op] for op in ops or specs()]
-    dtypes = dtypes or list(FLOATS)
+    chosen = [specs()[op] for op in dict.fromkeys(ops or specs())]
+    dtypes = list(dict.fromkeys(dtypes or FLOATS))
     absent = {name: why for name, (why, _) in here.items() if why and (not names or name in names)}
-    runnable = [name for name in names or here if not here[name][0]]
+    runnable = [name for name in dict.fromkeys(names or here) if not here[name][0]]
     steps = [(s, n, d) for s in chosen for n in runnable for d in dtypes if d in s.dtypes]
     results: list[Result] = []
     with progress(len(steps)) as advance:
@@ -352,6 +352,9 @@ def check(
             print(f"FAILED {result.op} {result.backend} {_short(result.dtype)}: {problem}")
     for name, reason in absent.items():
         print(f"not run: {name}: {reason}")
+    for spec in chosen:
+        if not set(dtypes) & set(spec.dtypes):
+            print(f"not run: {spec.name}: its kernels take {', '.join(map(_short, spec.dtypes))}")
     failed = sum(bool(result.problems) for result in results)
     ran = sum(bool(result.ran) for result in results)
     if not ran and not failed:

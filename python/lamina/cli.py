@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from lamina import backends
+from lamina.info import cores
 from lamina.spec import FLOATS, specs
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
@@ -49,7 +50,19 @@ def _device(text: str) -> torch.device:
 def parse_threads(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of threads")
+    if int(text) > cores():
+        raise argparse.ArgumentTypeError(f"{text} threads on the {cores()} cores of this process")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds
 
 
 def _folder(text: str) -> Path:
@@ -183,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--threads", type=parse_threads, help="torch's present number if left out")
     bench.add_argument("--tf32", action="store_true", help="allow TF32, for all alike")
     bench.add_argument(
-        "--budget", type=float, default=600, metavar="SECONDS", help="for everything (600)"
+        "--budget", type=_seconds, default=600, metavar="SECONDS", help="for everything (600)"
     )
     bench.add_argument("--json", type=_file, metavar="FILE")
     bench.add_argument("--csv", type=_file, metavar="FILE")

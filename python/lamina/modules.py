@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+ISAS = ("baseline", "avx2", "avx512")
 REINSTALL = "reinstall with a C++ compiler on the path: pip install --no-build-isolation ."
 
 
@@ -54,6 +55,13 @@ def _load_triton() -> str | None:
     return None
 
 
+def _check_isa(asked: str | None, runs: str) -> None:
+    """ValueError unless the instruction set that LAMINA_ISA asks for is the one that runs."""
+    if asked and asked != runs:
+        accepted = ISAS[: ISAS.index(runs) + 1]
+        raise ValueError(f"LAMINA_ISA is {asked!r}; this CPU runs {', '.join(accepted)}")
+
+
 missing: dict[str, str | None] = {"reference": None}
 """For each backend the reason why its module is not there, or None."""
 
@@ -62,6 +70,8 @@ missing["cuda"] = _load_cuda()
 missing["triton"] = _load_triton()
 
 _C = importlib.import_module("lamina._C") if importlib.util.find_spec("lamina._C") else None
+if _C is not None:
+    _check_isa(os.environ.get("LAMINA_ISA"), _C.isa())
 
 MULTIPLIES_BF16 = bool(_C) and _C.multiplies_bf16
 """Whether the CPU has bf16 products, which ATen makes use of and our kernels do not."""

@@ -97,10 +97,8 @@ def _ours(spec: Spec, sample: Sample, mode: str, wanted: Sequence[str] | None) -
         providers.append(
             Provider(name, spec.functional, given, runs_on, counted=False, layout=layout)
         )
-    device = next(t.device.type for t in sample.args if isinstance(t, Tensor))
-    for name in wanted if wanted is not None else spec.order:
-        here = backends.BACKENDS.get(name)
-        if name == chosen or here is None or here.device != device or here.missing:
+    for name in spec.order if wanted is None else dict.fromkeys(wanted):
+        if name == chosen:
             continue
         call = partial(spec.functional, backend=name)
         try:
@@ -310,7 +308,7 @@ def default_device() -> torch.device:
 
 
 def _cases(
-    ops: Sequence[str],
+    chosen: Sequence[Spec],
     device: torch.device,
     dtypes: Sequence[torch.dtype],
     modes: Sequence[str],
@@ -318,14 +316,50 @@ def _cases(
 ) -> list[Case]:
     return [
         Case(spec, dtype, workload, mode)
-        for spec in (specs()[op] for op in ops)
-        for dtype in dtypes
+        for spec in chosen
+        for dtype in dict.fromkeys(dtypes)
         if dtype in spec.dtypes
         for workload in dict.fromkeys(
             w for pattern in shapes for w in spec.workloads_like(pattern, device)
         )
-        for mode in modes
+        for mode in dict.fromkeys(modes)
     ]
+
+
+def _short(dtypes: Sequence[torch.dtype]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def _without_kernels(chosen: Sequence[Spec], dtypes: Sequence[torch.dtype]) -> list[str]:
+    """The ops that are not timed in some dtype: there is nothing of Lamina's to time."""
+    return [
+        f"{spec.name} has no kernels in {_short(absent)}: ask for {_short(spec.dtypes)}"
+        for spec in chosen
+        if (absent := [dtype for dtype in dict.fromkeys(dtypes) if dtype not in spec.dtypes])
+    ]
+
+
+def _check_wishes(
+    chosen: Sequence[Spec],
+    device: torch.device,
+    shapes: Sequence[str],
+    peers: Sequence[str] | None,
+    kernels: Sequence[str] | None,
+) -> None:
+    """ValueError for a backend that can't run here, and a pattern that nothing matches."""
+    for name in kernels or ():
+        backend = backends.BACKENDS[name]
+        if backend.missing or backend.device != device.type:
+            why = backend.missing or f"its kernels take {backend.device}, the device is {device}"
+            raise ValueError(f"backend {name} was asked for and cannot run: {why}")
+    for pattern in shapes:
+        if not any(spec.workloads_like(pattern, device) for spec in chosen):
+            known = {spec.name: [w.name for w in spec.workloads_on(device)] for spec in chosen}
+            raise ValueError(f"no shape matches {pattern}; there are {known}")
+    for pattern in peers or ():
+        known = {spec.name: [peer.name for peer in peers_of(spec)] for spec in chosen}
+        if not any(fnmatch(name, pattern) for names in known.values() for name in names):
+            raise ValueError(f"no peer matches {pattern}; there are {known}")
 
 
 def bench(
@@ -354,19 +388,20 @@ def bench(
             not reach is named at the end.
         json, csv, plot: files to write; json and csv are written again after every case.
 
-    Raises ValueError if nothing matches.
+    Raises ValueError for a shape, peer or kernel asked for that is not there, and where no op has
+    kernels in any of the dtypes.
     """
     device = device or default_device()
     setting = Setting(device, threads or torch.get_num_threads())
-    ops = list(ops or specs())
-    cases = _cases(ops, device, dtypes, modes, shapes)
+    chosen = [specs()[op] for op in dict.fromkeys(ops or specs())]
+    _check_wishes(chosen, device, shapes, peers, kernels)
+    cases = _cases(chosen, device, dtypes, modes, shapes)
+    notes = _without_kernels(chosen, dtypes)
     if not cases:
-        known = {op: [w.name for w in specs()[op].workloads_on(device)] for op in ops}
-        raise ValueError(f"no shape matches {', '.join(shapes)}; there are {known}")
+        raise ValueError("\n".join(notes))
     roofline.measure(setting.device, setting.threads)  # Before other programs warm the machine up.
     end = time.perf_counter() + budget
     rows: list[Row] = []
-    notes: list[str] = []
     with progress(len(cases)) as advance, _settings(setting, tf32):
         for number, case in enumerate(cases):
             advance(str(case))

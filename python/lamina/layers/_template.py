@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lamina.backends import choose, kernels
+from lamina.backends import choose, kernels, wants_grad
 from lamina.checks import check_floating
 from lamina.double_backward import partial_gradients
 from lamina.fakes import fake
@@ -67,7 +67,7 @@ def swish(input: Tensor, slope: float = 1.0, *, backend: str | None = None) -> T
     chosen = choose(SPEC, backend, (input,), (slope,))
     if chosen == "reference":
         return reference(input, slope)
-    if torch.is_grad_enabled() and input.requires_grad:
+    if wants_grad(input):
         return _Swish.apply(input, slope, chosen)
     return kernels("swish", chosen).forward(input, slope)
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lamina.backends import choose, kernels
+from lamina.backends import choose, kernels, wants_grad
 from lamina.checks import check_floating
 from lamina.fakes import fake
 from lamina.layers import im2col
@@ -99,7 +99,7 @@ def col2im(
     if chosen == "reference":
         return reference(input, size, *window)
     batched = input if input.dim() == 3 else input.unsqueeze(0)
-    if torch.is_grad_enabled() and input.requires_grad:
+    if wants_grad(input):
         image = _Col2im.apply(batched, size, window, chosen)
     else:
         image = kernels("col2im", chosen).forward(batched, size, *window)

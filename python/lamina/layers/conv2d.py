@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.compiler import is_exporting
 
 from lamina.activations import FINISH, Activation, parse_activation
-from lamina.backends import below, choice, choose, kernels
+from lamina.backends import below, choice, choose, kernels, wants_grad
 from lamina.checks import autocast_dtype, cast
 from lamina.layers.conv2d_call import Conv2dFunction, Options, reference
 from lamina.layers.conv2d_checks import (
@@ -143,7 +143,7 @@ def _run(tensors: tuple[Tensor | None, ...], options: Options, backend: str | No
     if residual is not None:
         residual = residual.contiguous(memory_format=options.memory_format)
     tensors = (input, weight, bias, residual)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if wants_grad(*tensors):
         return Conv2dFunction.apply(*tensors, options, chosen)
     return kernels("conv2d", chosen).forward(*tensors, *options, False)[0]
 

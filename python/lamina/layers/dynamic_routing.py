@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lamina.backends import choose, kernels
+from lamina.backends import choose, kernels, wants_grad
 from lamina.double_backward import partial_gradients
 from lamina.fakes import fake
 from lamina.layers.routing_pass import (
@@ -26,7 +26,6 @@ from lamina.layers.routing_pass import (
     oied_view,
     routing_arguments,
     votes_of,
-    wants_grad,
 )
 from lamina.layers.squash import check_squash
 from lamina.layers.squash import reference as squash_reference

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lamina.backends import choose, kernels
+from lamina.backends import choose, kernels, wants_grad
 from lamina.checks import check_floating
 from lamina.double_backward import partial_gradients
 from lamina.fakes import fake
@@ -115,7 +115,7 @@ def im2col(
     if chosen == "reference":
         return reference(input, *window)
     images = input if input.dim() == 4 else input.unsqueeze(0)
-    if torch.is_grad_enabled() and input.requires_grad:
+    if wants_grad(input):
         columns = _Im2col.apply(images, window, chosen)
     else:
         columns = kernels("im2col", chosen).forward(images, *window)

@@ -28,7 +28,7 @@ from lamina.activations import (
     Activation,
     parse_activation,
 )
-from lamina.backends import below, choice, choose, kernels
+from lamina.backends import below, choice, choose, kernels, wants_grad
 from lamina.checks import autocast_dtype, cast, check_alike, check_bias, check_floating
 from lamina.double_backward import partial_gradients
 from lamina.fakes import fake
@@ -205,9 +205,7 @@ def linear(
     chosen = choose(SPEC, backend, (input, weight, bias), (name,))
     if chosen == "reference":
         output = ACTIVATIONS[name][0](F.linear(input, weight, bias), parameter)
-    elif torch.is_grad_enabled() and (
-        input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    ):
+    elif wants_grad(input, weight, bias):
         output = _Linear.apply(input, weight, bias, name, parameter, chosen)
     else:
         output = kernels("linear", chosen).forward(input, weight, bias, name, parameter, False)[0]
@@ -314,8 +312,7 @@ def _slower(backend: str, input: Tensor, weight: Tensor, *options: object) -> st
     rows = input.numel() // max(1, weight.shape[1])
     if input.dtype == torch.bfloat16 and MULTIPLIES_BF16 and not below(rows, 9):
         return "this CPU multiplies bf16 itself, which oneDNN makes use of"
-    training = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
-    if training and below(rows, 8) and weight.stride(-1) != 1:
+    if below(rows, 8) and weight.stride(-1) != 1 and wants_grad(input, weight):
         return "with fewer than 8 rows and a weight of layout in_out ATen's gradients are faster"
     return None
 

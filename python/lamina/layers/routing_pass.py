@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lamina.backends import choose, kernels
+from lamina.backends import choose, kernels, wants_grad
 from lamina.checks import autocast_dtype, cast, check_alike, check_floating
 from lamina.double_backward import partial_gradients
 from lamina.fakes import fake
@@ -173,10 +173,6 @@ def routing_arguments(
 def dense(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """What the kernels ask of every tensor but u and weight."""
     return tuple(None if t is None else t.contiguous() for t in tensors)
-
-
-def wants_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def reference(

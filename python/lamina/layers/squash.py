@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lamina.backends import choose, kernels
+from lamina.backends import choose, kernels, wants_grad
 from lamina.checks import check_floating
 from lamina.double_backward import partial_gradients
 from lamina.fakes import fake
@@ -105,7 +105,7 @@ def squash(
     chosen = choose(SPEC, backend, (input,), (kind, eps))
     if chosen == "reference":
         return reference(input, kind, eps)
-    if torch.is_grad_enabled() and input.requires_grad:
+    if wants_grad(input):
         return _Squash.apply(input, kind, float(eps), chosen)
     return kernels("squash", chosen).forward(input, kind, float(eps))
 

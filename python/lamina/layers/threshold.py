@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 
-from lamina.backends import below, choice, choose, kernels
+from lamina.backends import below, choice, choose, kernels, wants_grad
 from lamina.checks import check_floating
 from lamina.fakes import fake
 from lamina.spec import FLOATS, Spec
@@ -93,7 +93,7 @@ def threshold_relu(input: Tensor, threshold: float = 0.0, *, backend: str | None
     chosen = choose(SPEC, backend, (input,))
     if chosen == "reference":
         return reference(input, threshold)
-    if torch.is_grad_enabled() and input.requires_grad:
+    if wants_grad(input):
         return _ThresholdReLU.apply(input, float(threshold), chosen)
     return kernels("threshold", chosen).forward(input, float(threshold), False)[0]
 
@@ -121,8 +121,7 @@ class ThresholdReLU(nn.Module):
 
 
 def _slower(backend: str, input: Tensor, *options: object) -> str | None:
-    training = torch.is_grad_enabled() and input.requires_grad
-    if below(input.numel(), _SMALL if training else 1 << 23):
+    if below(input.numel(), _SMALL if wants_grad(input) else 1 << 23):
         return "while the tensors lie in the caches ATen is as fast or faster"
     return None
 

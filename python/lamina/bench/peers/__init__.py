@@ -49,11 +49,14 @@ class Peer:
     apart: str | None = None
 
 
-def compiled(function: Callable[..., Tensor], setting: Setting) -> Callable[..., Tensor]:
+def compiled(
+    function: Callable[..., Tensor], setting: Setting, **more: Any
+) -> Callable[..., Tensor]:
     """torch.compile at its best for static shapes, on the threads of the benchmark."""
-    # Inductor's cache does not tell instruction sets apart: what was compiled for AVX-512 would be
-    # loaded with ATEN_CPU_CAPABILITY=avx2 (or the other way round), give NaN and spoil the heap.
-    options: dict[str, Any] = {"cpp.threads": setting.threads, "fx_graph_cache": False}
+    # Inductor's cache does not tell instruction sets apart: what was compiled for AVX-512, or the
+    # weights that were packed for it, would be loaded with ATEN_CPU_CAPABILITY=avx2 (or the other
+    # way round), give wrong results or NaN, and spoil the heap.
+    options: dict[str, Any] = {"cpp.threads": setting.threads, "fx_graph_cache": False, **more}
     if setting.device.type == "cuda":
         options |= torch._inductor.list_mode_options("max-autotune-no-cudagraphs")
         options["triton.enable_persistent_tma_matmul"] = True

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lamina.activations import ACTIVATIONS
-from lamina.bench.peers import Peer, Setting, alternatives
+from lamina.bench.peers import Peer, Setting, alternatives, compiled
 from lamina.spec import Sample
 
 
@@ -51,8 +51,7 @@ class _Layer(torch.nn.Module):
 
 
 def _frozen(sample: Sample, setting: Setting) -> Callable[..., Tensor]:
-    options = {"freezing": True, "max_autotune": True, "cpp.threads": setting.threads}
-    layer = torch.compile(_Layer(sample).eval(), dynamic=False, options=options)
+    layer = compiled(_Layer(sample).eval(), setting, freezing=True, max_autotune=True)
     return lambda input, *_, **__: layer(input)
 
 
