@@ -11,7 +11,7 @@ from hypothesis import settings
 
 import lamina
 from lamina import backends
-from lamina.check import poisoned
+from lamina.accuracy import poisoned
 
 # In CI the same examples every time: a change must not fail for what another one left in hiding.
 # No deadlines: a busy machine is no defect.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import lamina
 from lamina import functional as F
-from lamina.check import run, supported, tensors_of
+from lamina.accuracy import run, supported, tensors_of
 from lamina.spec import specs
 
 

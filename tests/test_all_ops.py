@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lamina import backends
-from lamina.check import (
+from lamina.accuracy import (
     compare_sample,
     differentiable,
     gradcheck_sample,

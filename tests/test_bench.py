@@ -8,7 +8,7 @@ from functools import wraps
 import pytest
 import torch
 
-from lamina.bench import memory, suite, timing
+from lamina.bench import case, memory, providers, suite, timing
 from lamina.bench.peers import Peer, Setting, peers_of
 from lamina.bench.report import best_peer
 from lamina.cases import threshold as cases
@@ -38,7 +38,8 @@ def planted(monkeypatch):
         Peer("elsewhere", lambda *_: None, device="cuda"),
         Peer("easier", lambda *_: lambda x, t: right(x, t, 0.0), apart="it cheats"),
     )
-    monkeypatch.setattr(suite, "peers_of", lambda spec: peers)
+    for module in (case, providers):
+        monkeypatch.setattr(module, "peers_of", lambda spec: peers)
     return SPEC
 
 
@@ -156,7 +157,7 @@ def test_a_peers_gradient_is_wrong_on_every_draw(monkeypatch, wrong_draws, lamin
 
     ours = wrong if lamina_too else SPEC.functional
     monkeypatch.setattr(cases, "WORKLOADS", (Workload("16k", small, 1 << 14, 2 << 14, 1.0),))
-    monkeypatch.setattr(suite, "peers_of", lambda spec: (Peer("kink", make),))
+    monkeypatch.setattr(providers, "peers_of", lambda spec: (Peer("kink", make),))
     monkeypatch.setattr(suite, "specs", lambda: {"threshold": replace(SPEC, functional=ours)})
     rows = suite.bench(["threshold"], modes=("both",), device=CPU, budget=1)
     assert {row.provider: row.correct for row in rows}["kink"] is right

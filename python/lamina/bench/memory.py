@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from lamina.check import tensors_of
+from lamina.accuracy import tensors_of
 from lamina.spec import Sample
 from lamina.workspace import release_workspace
 

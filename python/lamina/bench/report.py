@@ -7,11 +7,9 @@ from collections.abc import Iterable, Sequence
 
 from lamina.bench import roofline
 from lamina.bench.peers import Setting
-from lamina.bench.row import Row
+from lamina.bench.row import LAMINA, Row
 from lamina.console import Cell, print_table
 from lamina.info import device_name
-
-LAMINA = "lamina"
 
 
 def best_peer(rows: Iterable[Row]) -> Row | None:

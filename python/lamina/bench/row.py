@@ -16,6 +16,8 @@ import lamina
 from lamina.info import versions
 from lamina.modules import _C
 
+LAMINA = "lamina"  # its name among the providers
+
 
 @dataclass(frozen=True)
 class Row:

@@ -3,64 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from fnmatch import fnmatch
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lamina import backends
 from lamina.bench import memory, roofline, timing
-from lamina.bench.peers import Setting, peers_of
+from lamina.bench.case import Case, cases_of, check_wishes, without_kernels
+from lamina.bench.judge import Judge
+from lamina.bench.peers import Setting
+from lamina.bench.providers import Provider, lamina_providers, peer_providers, to_layout
 from lamina.bench.report import print_rows
-from lamina.bench.row import Row, commit, installed, write_csv, write_json
-from lamina.check import Expected, double, run
+from lamina.bench.row import LAMINA, Row, commit, installed, write_csv, write_json
 from lamina.console import progress
 from lamina.info import device_name
-from lamina.spec import Sample, Spec, Workload, specs
+from lamina.spec import specs
 
-LAMINA = "lamina"
 SHORTEST, LONGEST = 2.0, 10.0  # seconds of timing for one case, whatever the budget
-PEER_SLACK = 10  # A peer is wrong where its error is so many times what our kernels are allowed.
-UNJUDGED = 1e-3  # of the largest element: the error allowed where float64 has no room
 # Within rounding of a kink, as relu's at 0, a value's gradient is either side's. A peer may meet
 # that, so it is wrong if it is on every draw; Lamina is wrong if it is on one.
 DRAWS = 3
-
-
-@dataclass(frozen=True)
-class Case:
-    """One table cell's worth of work: an op on one shape, in one dtype and mode."""
-
-    spec: Spec
-    dtype: torch.dtype
-    workload: Workload
-    mode: str
-
-    def __str__(self) -> str:
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.spec.name} {self.workload.name} {dtype} {self.mode}"
-
-
-@dataclass(frozen=True)
-class Provider:
-    """Lamina, or one of its peers, ready to be called on its sample."""
-
-    name: str
-    call: Callable[..., Tensor]
-    sample: Sample
-    backend: str = ""
-    counted: bool = True
-    layout: torch.memory_format | None = None
-
-    @property
-    def ours(self) -> bool:
-        """Whether kernels of Lamina run; ATen's errors differ between memory formats."""
-        return self.backend not in ("", "reference")
 
 
 @contextmanager
@@ -80,110 +44,6 @@ def _settings(setting: Setting, tf32: bool) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = matmul
 
 
-def _chosen(spec: Spec, sample: Sample, mode: str) -> str:
-    with backends.record_decisions() as decisions, timing.mode_context(mode):
-        spec.functional(*sample.args, **sample.kwargs)
-    return decisions[0].backend
-
-
-def _ours(spec: Spec, sample: Sample, mode: str, wanted: Sequence[str] | None) -> list[Provider]:
-    """Lamina as it chooses for itself, then in the peers' layouts and on its other backends."""
-    chosen = _chosen(spec, sample, mode)
-    providers = [Provider(LAMINA, spec.functional, sample, chosen)]
-    for layout in dict.fromkeys(peer.layout for peer in peers_of(spec) if peer.layout):
-        given = _in_layout(sample, layout)
-        name = f"{LAMINA} {str(layout).removeprefix('torch.')}"
-        runs_on = _chosen(spec, given, mode)
-        providers.append(
-            Provider(name, spec.functional, given, runs_on, counted=False, layout=layout)
-        )
-    for name in spec.order if wanted is None else dict.fromkeys(wanted):
-        if name == chosen:
-            continue
-        call = partial(spec.functional, backend=name)
-        try:
-            with timing.mode_context(mode):
-                call(*sample.args, **sample.kwargs)
-        except ValueError:
-            continue  # The kernel refuses the shape; `lamina.explain` says why.
-        providers.append(Provider(f"{LAMINA} {name}", call, sample, name, counted=False))
-    return providers
-
-
-def _to_layout(value: object, layout: torch.memory_format | None) -> object:
-    if layout is None or not isinstance(value, Tensor) or value.dim() != 4:
-        return value
-    return value.detach().to(memory_format=layout).requires_grad_(value.requires_grad)
-
-
-def _in_layout(sample: Sample, layout: torch.memory_format | None) -> Sample:
-    if layout is None:
-        return sample
-    kwargs = {name: _to_layout(value, layout) for name, value in sample.kwargs.items()}
-    return Sample(sample.name, tuple(_to_layout(a, layout) for a in sample.args), kwargs)
-
-
-def _theirs(
-    case: Case, sample: Sample, setting: Setting, wanted: Sequence[str] | None
-) -> tuple[list[Provider], list[str]]:
-    """The peers that can run the case, and what to tell of those that can't."""
-    providers, notes = [], []
-    for peer in peers_of(case.spec):
-        if wanted is not None and not any(fnmatch(peer.name, pattern) for pattern in wanted):
-            continue
-        if case.mode not in peer.modes or peer.device not in (None, setting.device.type):
-            continue
-        if reason := peer.refuses(sample):
-            notes.append(f"{peer.name}: {reason}")
-            continue
-        given = _in_layout(sample, peer.layout)
-        try:
-            with timing.mode_context(case.mode):
-                call = peer.make(given, setting)
-                call(*given.args, **given.kwargs)
-        except Exception as error:
-            notes.append(f"{peer.name}: {type(error).__name__}: {str(error).splitlines()[0]}")
-            continue
-        counted = peer.apart is None
-        providers.append(Provider(peer.name, call, given, counted=counted, layout=peer.layout))
-    return providers, notes
-
-
-class _Judge:
-    """Compares a provider's output, and its gradients where the mode has some, with float64."""
-
-    def __init__(self, case: Case, sample: Sample) -> None:
-        self.case = case
-        with backends.use_backend("reference"), torch.random.fork_rng():
-            plain, plain_grads, self.grad = run(case.spec.reference, sample)
-            try:
-                exact, exact_grads, _ = run(case.spec.reference, sample, double, grads=self.grad)
-            except torch.OutOfMemoryError:
-                exact = None
-        self.note = None
-        if exact is None:
-            self.note = f"float64 does not fit: compared with torch's own, within {UNJUDGED:g}"
-            exact, exact_grads = plain.double(), [g.double() for g in plain_grads]
-        self.output = Expected(exact, plain)
-        self.grads = [Expected(e, p) for e, p in zip(exact_grads, plain_grads, strict=True)]
-        if self.note:
-            for expected in (self.output, *self.grads):
-                expected.limit = UNJUDGED * float(expected.exact.abs().max())
-
-    def problem(self, provider: Provider) -> str | None:
-        if self.case.mode == "forward":
-            with torch.no_grad():
-                got = provider.call(*provider.sample.args, **provider.sample.kwargs)
-            grads = ()
-        else:
-            got, grads, _ = run(provider.call, provider.sample, grads=self.grad)
-        found = [self.output.compare("output", got)]
-        for i, (expected, grad) in enumerate(zip(self.grads, grads)):
-            found.append(expected.compare(f"gradient {i}", grad))
-        slack = 1 if provider.ours else PEER_SLACK
-        return next((c.problem for c in found if not c.error <= slack * c.limit), None)
-
-
 def _timers(
     providers: list[Provider], mode: str, grad: Tensor
 ) -> dict[str, tuple[timing.Timer, str]]:
@@ -191,7 +51,7 @@ def _timers(
     for p in providers:
         if grad.is_cuda:
             torch.cuda.empty_cache()
-        incoming = _to_layout(grad, p.layout)
+        incoming = to_layout(grad, p.layout)
         if not grad.is_cuda:
             step = timing.make_step(p.call, p.sample, mode, incoming)
             found[p.name] = timing.cpu_timer(step), "clock"
@@ -218,9 +78,9 @@ def _judged(
     torch._dynamo.reset()  # A new shape is a new program, not a reason to generalise the last one.
     torch.manual_seed(seed)
     sample = case.workload.build(case.dtype, setting.device)
-    judge = _Judge(case, sample)
-    others, notes = _theirs(case, sample, setting, peers)
-    providers = [*_ours(case.spec, sample, case.mode, kernels), *others]
+    judge = Judge(case, sample)
+    others, notes = peer_providers(case, sample, setting, peers)
+    providers = [*lamina_providers(case.spec, sample, case.mode, kernels), *others]
     problems = {p.name: judge.problem(p) for p in providers}
     notes += [f"{name} is WRONG: {problem}" for name, problem in problems.items() if problem]
     notes += [judge.note] if judge.note else []
@@ -250,11 +110,11 @@ def _measure(
     peaks = roofline.measure(setting.device, setting.threads)
     rows = []
     for provider in providers:
-        own, ours = times[provider.name], times[LAMINA]
+        own, lamina = times[provider.name], times[LAMINA]
         median, spread = timing.median_and_spread(list(own.values()))
         ratio, spread = 1.0, spread / median
         if provider.name != LAMINA:
-            ratio, spread = timing.median_and_spread([own[i] / ours[i] for i in own])
+            ratio, spread = timing.median_and_spread([own[i] / lamina[i] for i in own])
         problem = problems[provider.name]
         comparable = not problem and not problems[LAMINA]
         peak, saved = costs[provider.name]
@@ -289,7 +149,7 @@ def _measure(
 def _memory(provider: Provider, mode: str, grad: Tensor) -> tuple[int | None, int | None]:
     call, sample = provider.call, provider.sample
     with timing.mode_context(mode):
-        peak = memory.peak_bytes(call, sample, mode, _to_layout(grad, provider.layout))
+        peak = memory.peak_bytes(call, sample, mode, to_layout(grad, provider.layout))
     return peak, None if mode == "forward" else memory.saved_bytes(call, sample)
 
 
@@ -305,61 +165,6 @@ def _fraction(peaks: roofline.Peaks | None, case: Case, seconds: float) -> float
 def default_device() -> torch.device:
     """The GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _cases(
-    chosen: Sequence[Spec],
-    device: torch.device,
-    dtypes: Sequence[torch.dtype],
-    modes: Sequence[str],
-    shapes: Sequence[str],
-) -> list[Case]:
-    return [
-        Case(spec, dtype, workload, mode)
-        for spec in chosen
-        for dtype in dict.fromkeys(dtypes)
-        if dtype in spec.dtypes
-        for workload in dict.fromkeys(
-            w for pattern in shapes for w in spec.workloads_like(pattern, device)
-        )
-        for mode in dict.fromkeys(modes)
-    ]
-
-
-def _short(dtypes: Sequence[torch.dtype]) -> str:
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-
-
-def _without_kernels(chosen: Sequence[Spec], dtypes: Sequence[torch.dtype]) -> list[str]:
-    """The ops that are not timed in some dtype: there is nothing of Lamina's to time."""
-    return [
-        f"{spec.name} has no kernels in {_short(absent)}: ask for {_short(spec.dtypes)}"
-        for spec in chosen
-        if (absent := [dtype for dtype in dict.fromkeys(dtypes) if dtype not in spec.dtypes])
-    ]
-
-
-def _check_wishes(
-    chosen: Sequence[Spec],
-    device: torch.device,
-    shapes: Sequence[str],
-    peers: Sequence[str] | None,
-    kernels: Sequence[str] | None,
-) -> None:
-    """ValueError for a backend that can't run here, and a pattern that nothing matches."""
-    for name in kernels or ():
-        backend = backends.BACKENDS[name]
-        if backend.missing or backend.device != device.type:
-            why = backend.missing or f"its kernels take {backend.device}, the device is {device}"
-            raise ValueError(f"backend {name} was asked for and cannot run: {why}")
-    for pattern in shapes:
-        if not any(spec.workloads_like(pattern, device) for spec in chosen):
-            known = {spec.name: [w.name for w in spec.workloads_on(device)] for spec in chosen}
-            raise ValueError(f"no shape matches {pattern}; there are {known}")
-    for pattern in peers or ():
-        known = {spec.name: [peer.name for peer in peers_of(spec)] for spec in chosen}
-        if not any(fnmatch(name, pattern) for names in known.values() for name in names):
-            raise ValueError(f"no peer matches {pattern}; there are {known}")
 
 
 def bench(
@@ -394,9 +199,9 @@ def bench(
     device = device or default_device()
     setting = Setting(device, threads or torch.get_num_threads())
     chosen = [specs()[op] for op in dict.fromkeys(ops or specs())]
-    _check_wishes(chosen, device, shapes, peers, kernels)
-    cases = _cases(chosen, device, dtypes, modes, shapes)
-    notes = _without_kernels(chosen, dtypes)
+    check_wishes(chosen, device, shapes, peers, kernels)
+    cases = cases_of(chosen, device, dtypes, modes, shapes)
+    notes = without_kernels(chosen, dtypes)
     if not cases:
         raise ValueError("\n".join(notes))
     roofline.measure(setting.device, setting.threads)  # Before other programs warm the machine up.

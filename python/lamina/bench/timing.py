@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lamina.check import tensors_of
+from lamina.accuracy import tensors_of
 from lamina.spec import Sample
 
 Timer = Callable[[], float]
