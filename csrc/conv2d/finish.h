@@ -91,7 +91,7 @@ struct Finisher {
         }
         transpose(square);
         for (int c = 0; c < count; ++c) {
-          const T shift = to.bias != nullptr ? load(to.bias + channel + c, 1)[0] : 0;
+          const T shift = to.bias != nullptr ? load_element(to.bias + channel + c) : 0;
           const int64_t offset = to.layout.offset(image, channel + c, pixel + begin + p);
           const uint32_t kept = put(square[c] + shift, offset, valid);
           if (masks) or_bits(bits[c], first_bit % 8 + p, kept, valid);

@@ -45,7 +45,7 @@ struct FinishTile {
     const Runs<T> runs(grid, pixel, columns);
     T bias[tile_rows<T>] = {};
     if (to.bias != nullptr)
-      for (int i = 0; i < rows; ++i) bias[i] = load(to.bias + channel + i, 1)[0];
+      for (int i = 0; i < rows; ++i) bias[i] = load_element(to.bias + channel + i);
     uint32_t bits[tile_rows<T>] = {};
     for (int r = 0; r < runs.count; ++r) {
       const PixelGrid::Run& run = runs.run[r];

@@ -48,11 +48,6 @@ void columns_of_plane(const Im2col& args, const S* image, S* columns) {
   });
 }
 
-inline float number(bfloat16 x) { return load(&x, 1)[0]; }
-inline float number(float16 x) { return load(&x, 1)[0]; }
-inline float number(float x) { return x; }
-inline double number(double x) { return x; }
-
 template <class S>
 void sum_of_plane(const Im2col& args, const S* columns, Accumulator<S>* sums) {
   using T = Accumulator<S>;
@@ -65,7 +60,7 @@ void sum_of_plane(const Im2col& args, const S* columns, Accumulator<S>* sums) {
     if (args.stride[1] == 1)
       for (; x + lanes<T> <= inside.end; x += lanes<T>)
         store(target + x, load(target + x) + load(source + x));
-    for (; x < inside.end; ++x) target[x * args.stride[1]] += number(source[x]);
+    for (; x < inside.end; ++x) target[x * args.stride[1]] += load_element(&source[x]);
   });
 }
 
