@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import subprocess
 import sys
 import threading
@@ -13,7 +14,14 @@ from torch.utils.checkpoint import checkpoint
 
 import lamina
 from lamina import modules
-from lamina.functional import conv2d, dynamic_routing, linear, squash, threshold_relu
+from lamina.functional import (
+    conv2d,
+    dynamic_routing,
+    fold_batch_norm,
+    linear,
+    squash,
+    threshold_relu,
+)
 from lamina.spec import specs
 
 
@@ -300,6 +308,36 @@ def test_jit_trace_with_gradients():
     )
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "calls"),
+    [
+        (lamina.LinearReLU(6, 7), (4, 6), {linear}),
+        (lamina.Linear(6, 7, activation=torch.nn.GELU()), (4, 6), {linear}),
+        (lamina.ThresholdReLU(0.1), (9,), {threshold_relu}),
+        (lamina.ThresholdReLU(0.1, inplace=True), (9,), None),
+        (lamina.Squash(), (4, 8), {squash}),
+        (lamina.DynamicRouting(6, 3, 4, 5), (2, 6, 4), {dynamic_routing}),
+        (lamina.Conv2dReLU(3, 4, 3), (2, 3, 8, 8), {conv2d}),
+        (lamina.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), (2, 3, 8, 8), None),
+        (lamina.ConvBatchNormReLU2d(3, 4, 3), (2, 3, 8, 8), {conv2d}),
+        (lamina.ConvBatchNormReLU2d(3, 4, 3).eval(), (2, 3, 8, 8), {fold_batch_norm, conv2d}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_fx_records_calls(layer, shape, calls):
+    """torch.fx.symbolic_trace, as tools that rewrite models use it, does not look inside an op."""
+    model = torch.nn.Sequential(layer).train(layer.training)
+    traced = torch.fx.symbolic_trace(model)
+    x = torch.randn(shape)
+    for parameter in traced.parameters():  # Nothing of the old values may be baked in.
+        torch.nn.init.normal_(parameter)
+    copy = io.BytesIO(pickle.dumps(traced))
+    assert torch.equal(pickle.load(copy)(x.clone()), model(x.clone()))
+    if calls:
+        found = {node.target for node in traced.graph.nodes if node.op == "call_function"}
+        assert calls <= found
 
 
 def test_layers_tell_shapes_on_the_meta_device():

@@ -52,6 +52,7 @@ class _Swish(torch.autograd.Function):
         return kernels("swish", ctx.backend).backward(grad, input, ctx.slope), None, None
 
 
+@torch.fx.wrap
 def swish(input: Tensor, slope: float = 1.0, *, backend: str | None = None) -> Tensor:
     """x · sigmoid(slope · x).
 

@@ -13,6 +13,16 @@ from lamina.layers.conv2d import conv2d
 from lamina.layers.conv2d_checks import check_algorithm, is_channels_last
 from lamina.windows import Pair
 
+torch.fx.wrap("conv2d")
+
+
+@torch.fx.wrap
+def _padded(input: Tensor, padding: list[int], mode: str) -> Tensor:
+    """F.pad in the layout of the input: the circular mode forgets it."""
+    kept = input.dim() == 4 and is_channels_last(input)
+    layout = torch.channels_last if kept else torch.contiguous_format
+    return F.pad(input, padding, mode=mode).contiguous(memory_format=layout)
+
 
 class Conv2d(nn.Conv2d):
     """`torch.nn.Conv2d` and the activation after it, as one layer.
@@ -71,11 +81,8 @@ class Conv2d(nn.Conv2d):
         """The layer with another weight, bias and activation, as a folded batch norm needs it."""
         padding = self.padding
         if self.padding_mode != "zeros":
-            padded = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            # The circular mode forgets the layout.
-            kept = input.dim() == 4 and is_channels_last(input)
-            layout = torch.channels_last if kept else torch.contiguous_format
-            input, padding = padded.contiguous(memory_format=layout), 0
+            input = _padded(input, self._reversed_padding_repeated_twice, self.padding_mode)
+            padding = 0
         return conv2d(
             input,
             weight,

@@ -15,6 +15,8 @@ from lamina.activations import ACTIVATIONS, Activation, parse_activation
 from lamina.layers.conv2d_modules import Conv2d
 from lamina.layers.fold_batch_norm import fold_batch_norm
 
+torch.fx.wrap("fold_batch_norm")
+
 
 class ConvBatchNorm2d(nn.Module):
     """`nn.Conv2d`, `nn.BatchNorm2d` and an activation: the parts are `conv` and `bn`.
@@ -50,7 +52,8 @@ class ConvBatchNorm2d(nn.Module):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         if not self.bn.training and self.bn.running_mean is not None:
-            return self.conv._conv_forward(input, *self._fold(), self.activation, residual)
+            weight, bias = self._fold()
+            return self.conv._conv_forward(input, weight, bias, self.activation, residual)
         output = self.bn(self.conv(input))
         output = output if residual is None else output + residual
         name, parameter, after = parse_activation("ConvBatchNorm2d", self.activation)

@@ -182,6 +182,7 @@ class _DynamicRouting(torch.autograd.Function):
         return *grads, *(None,) * 4
 
 
+@torch.fx.wrap
 def dynamic_routing(
     u: Tensor,
     weight: Tensor,

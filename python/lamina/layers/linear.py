@@ -165,6 +165,7 @@ def _small(
         return None
 
 
+@torch.fx.wrap
 def linear(
     input: Tensor,
     weight: Tensor,

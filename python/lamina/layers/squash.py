@@ -84,6 +84,7 @@ class _Squash(torch.autograd.Function):
         return found, None, None, None
 
 
+@torch.fx.wrap
 def squash(
     input: Tensor, kind: str = "exact", eps: float = 0.0, *, backend: str | None = None
 ) -> Tensor:

@@ -67,6 +67,7 @@ _FLOATS = frozenset(FLOATS)
 _SMALL = 3 << 20  # elements; with fewer, forward and backward of ATen work in the caches
 
 
+@torch.fx.wrap
 def threshold_relu(input: Tensor, threshold: float = 0.0, *, backend: str | None = None) -> Tensor:
     """Keep what is above `threshold`, replace the rest by zero.
 
@@ -98,6 +99,12 @@ def threshold_relu(input: Tensor, threshold: float = 0.0, *, backend: str | None
     return kernels("threshold", chosen).forward(input, float(threshold), False)[0]
 
 
+@torch.fx.wrap
+def _threshold_relu_(input: Tensor, threshold: float) -> Tensor:
+    check_floating("threshold_relu", "input", input)
+    return F.threshold(input, threshold, 0.0, inplace=True)
+
+
 class ThresholdReLU(nn.Module):
     """The layer y = x where x > threshold, else 0; see `threshold_relu`.
 
@@ -112,8 +119,7 @@ class ThresholdReLU(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         if self.inplace:
-            check_floating("threshold_relu", "input", input)
-            return F.threshold(input, self.threshold, 0.0, inplace=True)
+            return _threshold_relu_(input, self.threshold)
         return threshold_relu(input, self.threshold)
 
     def extra_repr(self) -> str:
