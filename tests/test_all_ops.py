@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
+import lamina
 from lamina import backends
 from lamina.accuracy import (
     compare_sample,
@@ -23,6 +25,7 @@ from lamina.spec import FLOATS, specs
 
 # The template is tested as the op that it will be a copy of.
 SPECS = [*specs().values(), _template.SPEC]
+CPU = torch.device("cpu")
 ops = pytest.mark.parametrize("spec", SPECS, ids=[s.name for s in SPECS])
 dtypes = pytest.mark.parametrize("dtype", FLOATS, ids=[str(d).split(".")[1] for d in FLOATS])
 
@@ -45,10 +48,8 @@ def test_values_and_gradients(spec, dtype, backend):
 @dtypes
 def test_values_and_gradients_of_the_automatic_choice(spec, dtype):
     """Small calls take shortcuts that a backend asked for by name does not take."""
-    for sample in spec.samples(dtype, torch.device("cpu")):
-        assert not problems_of(
-            compare_sample(spec, sample), spec, sample, dtype, torch.device("cpu")
-        )
+    for sample in spec.samples(dtype, CPU):
+        assert not problems_of(compare_sample(spec, sample), spec, sample, dtype, CPU)
 
 
 @ops
@@ -105,7 +106,7 @@ def test_bad_input(spec, backend):
 @ops
 def test_bad_input_of_the_automatic_choice(spec):
     """The shortcuts of small calls, which a backend asked for by name does not take, refuse too."""
-    for bad in spec.bad_inputs(torch.device("cpu")):
+    for bad in spec.bad_inputs(CPU):
         with pytest.raises(bad.error, match=bad.match):
             spec.functional(*bad.args, **bad.kwargs)
 
@@ -126,6 +127,29 @@ def test_deterministic(spec, backend):
             for a, b in zip((first, *first_grads), (again, *again_grads), strict=True):
                 torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
     torch.set_num_threads(threads)
+
+
+@ops
+def test_python_threads(spec):
+    """Calls of all sizes at the same time give the bits that they give alone."""
+    if backends.BACKENDS["cpp"].missing:
+        pytest.skip(backends.BACKENDS["cpp"].missing)
+    with lamina.use_backend("cpp"):
+        samples = [s for s in spec.samples(torch.float32, CPU) if supported(spec, s)]
+        alone = [run(spec.functional, sample) for sample in samples]
+    if not samples:
+        pytest.skip(f"{spec.name} has no C++ kernel")
+
+    def work(first):
+        with lamina.use_backend("cpp"):
+            for i in range(len(samples)):
+                sample, (expected, grads, grad) = ((t * 2)[first + i] for t in (samples, alone))
+                output, found, _ = run(spec.functional, sample, grads=grad)
+                for a, b in zip((output, *found), (expected, *grads), strict=True):
+                    torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(0, len(samples), len(samples) // 4 + 1)))
 
 
 @ops
@@ -188,7 +212,7 @@ def test_functorch_takes_the_reference(spec):
     """vmap and forward-mode AD work on the automatic choice."""
     sample = next(
         s
-        for s in spec.samples(torch.float64, torch.device("cpu"))
+        for s in spec.samples(torch.float64, CPU)
         if all(torch.isfinite(t).all() and t.numel() for t in tensors_of(s))
     )
     tensor, *rest = sample.args

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamina.backends import missing
-from lamina.functional import dynamic_routing, squash
+from lamina.functional import dynamic_routing, routing_pass, squash
 from lamina.layers.dynamic_routing import reference
 
 pytestmark = pytest.mark.skipif(bool(missing["cpp"]), reason="the C++ module is not built")
@@ -70,6 +70,31 @@ def test_any_sizes_strides_and_options(sizes, options, layouts):
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
     grad = torch.randn_like(wanted)
     leaves = (u, weight, prior)
+    for ours, torchs in zip(
+        torch.autograd.grad(got, leaves, grad), torch.autograd.grad(wanted, leaves, grad)
+    ):
+        torch.testing.assert_close(ours, torchs, rtol=0, atol=1e-11)
+
+
+@settings(max_examples=80)
+@given(
+    sizes=SIZES,
+    layouts=st.tuples(*[LAYOUTS] * 4),
+    coupling_dim=st.sampled_from(["out", "in"]),
+    leaky=st.booleans(),
+    scale=st.sampled_from([1.0, 0.3]),
+)
+def test_any_routing_pass(sizes, layouts, **options):
+    b, i, o, d, e = sizes
+    u, v = drawn((b, i, d), layouts[0]), drawn((b, o, e), layouts[1])
+    weight, prior = drawn((o, i, e, d), layouts[2], scale=1 / d), drawn((i, o), layouts[3])
+    leaves = (u, weight, v, prior)
+    got, wanted = (
+        routing_pass(*leaves[:3], prior=prior, backend=backend, **options)
+        for backend in ("cpp", "reference")
+    )
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
+    grad = torch.randn_like(wanted)
     for ours, torchs in zip(
         torch.autograd.grad(got, leaves, grad), torch.autograd.grad(wanted, leaves, grad)
     ):

@@ -67,6 +67,27 @@ def test_any_length_and_alignment(n, offset, threshold, dtype):
 
 
 @cpp
+@settings(max_examples=100)
+@given(shape=st.lists(st.integers(0, 7), max_size=4), data=st.data())
+def test_any_strides(shape, data):
+    """Dimensions in any order in memory, with gaps or expanded; the gradient's are others."""
+
+    def drawn():
+        strides, size = [0] * len(shape), 1
+        for d in data.draw(st.permutations(range(len(shape)))):
+            step = data.draw(st.sampled_from([1, 1, 2, 0]))
+            strides[d] = size * step
+            size *= max(shape[d] * step, 1)
+        return torch.randn(size).as_strided(shape, strides)
+
+    x, grad = drawn().requires_grad_(), drawn()
+    y = threshold_relu(x, 0.1, backend="cpp")
+    torch.testing.assert_close(y, F.threshold(x, 0.1, 0.0), rtol=0, atol=0)
+    (got,) = torch.autograd.grad(y, x, grad)
+    torch.testing.assert_close(got, torch.where(x > 0.1, grad, 0), rtol=0, atol=0)
+
+
+@cpp
 @pytest.mark.slow
 def test_streamed_stores_beyond_the_caches():
     x = torch.randn((9 << 20) + 5, requires_grad=True)

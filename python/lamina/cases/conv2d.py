@@ -42,6 +42,15 @@ def samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
             dilation=(1, 2),
             groups=2,
         )
+        # Which taps meet which pixels: strides above 2, with and without a factor in common.
+        yield sample(
+            f"stride and dilation, {layout}",
+            made(1, 2, 12, 11),
+            (3, 2, 3, 3),
+            stride=(4, 3),
+            padding=2,
+            dilation=2,
+        )
         yield sample(f"depthwise, {layout}", made(1, 5, 6, 7), (5, 1, 3, 3), padding=1, groups=5)
         yield sample(f"1x1, {layout}", made(2, 9, 3, 5), (11, 9, 1, 1))
         yield sample(f"1x1 stride 2, {layout}", made(2, 4, 5, 5), (3, 4, 1, 1), stride=2)

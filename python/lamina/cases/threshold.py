@@ -30,7 +30,8 @@ def samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
         yield Sample(name, (input.requires_grad_(),), {"threshold": 0.25})
     yield Sample("default", (draw(10).requires_grad_(),))
     yield Sample("negative", (draw(33).requires_grad_(), -0.5))
-    yield Sample("non-finite", (edge.to(dtype).requires_grad_(), 0.5))
+    # Whole bytes of the mask, and a part of one.
+    yield Sample("non-finite", (edge.to(dtype).repeat(5).requires_grad_(), 0.5))
 
 
 def bad_inputs(device: torch.device) -> Iterator[BadInput]:
