@@ -65,6 +65,14 @@ def test_threshold(machine: SimpleNamespace, dtype: torch.dtype, n: int, offset:
     torch.testing.assert_close(y, x.where(kept, 0), rtol=0, atol=0, equal_nan=True)
 
 
+def test_threshold_of_more_than_the_grid_takes_at_once(machine: SimpleNamespace) -> None:
+    x = torch.randn((2 << 20) + 1029, dtype=torch.float64, device=machine.device)
+    y, mask = machine.ops.threshold_forward(x, 0.25, True)
+    assert torch.equal(y, x.where(x > 0.25, 0))
+    grad = torch.randn_like(x)
+    assert torch.equal(machine.ops.threshold_backward(grad, mask), grad.where(x > 0.25, 0))
+
+
 def test_threshold_keeps_dense_strides(machine: SimpleNamespace) -> None:
     x = torch.randn(5, 6, 7, device=machine.device).permute(2, 0, 1)
     y, mask = machine.ops.threshold_forward(x, 0.0, True)
