@@ -217,18 +217,21 @@ class BackwardCouplings : protected RoutingStep<T, P> {
     }
     const T* v = v_ + at(t, Step::sums());
     const T* sbar = sbar_ + at(t, Step::sums());
-    Step::sweep(task, chunk, [&](int64_t tile, int64_t begin, int64_t end, const auto& w) {
-      const int64_t sums = tile * Step::sums();
-      for (int64_t i = begin; i < end; ++i)
-        for (int64_t j = 0; j < O; ++j)
-          prefetch<true>(kept(tile, i, slot(t)) + j * kept_out_, 2 * S);
-      Step::template vote<2>(task, tile, begin, end, w, v + sums, sbar + sums);
-      for (int64_t i = begin; i < end; ++i)
-        couple(tile, i, Step::dots(task, i - begin, 0), Step::dots(task, i - begin, 1), t);
-      const typename Step::Factors c{kept(tile, begin, slot(t)), kept_in_, kept_out_};
-      const typename Step::Factors beta{c.data + S, kept_in_, kept_out_};
-      Step::add_votes(task, tile, begin, end, beta, Step::partial(chunk, tile));
-      if (in_.shared) Step::add_votes(task, tile, begin, end, c, coupled + sums);
+    Step::sweep(task, chunk, [&](const auto& block) {
+      for (int64_t k = 0; k < block.tiles; ++k)
+        for (int64_t i = block.begin; i < block.end; ++i)
+          for (int64_t j = 0; j < O; ++j)
+            prefetch<true>(kept(block.tile + k, i, slot(t)) + j * kept_out_, 2 * S);
+      Step::template vote<2>(task, block, v, sbar);
+      for (int64_t k = 0; k < block.tiles; ++k) {
+        const int64_t tile = block.tile + k;
+        for (int64_t n = 0; n < block.capsules(); ++n)
+          couple(tile, block.begin + n, Step::dots(task, k, n, 0), Step::dots(task, k, n, 1), t);
+        const typename Step::Factors c{kept(tile, block.begin, slot(t)), kept_in_, kept_out_};
+        const typename Step::Factors beta{c.data + S, kept_in_, kept_out_};
+        Step::add_votes(task, block, k, beta, Step::partial(chunk, tile));
+        if (in_.shared) Step::add_votes(task, block, k, c, coupled + tile * Step::sums());
+      }
     });
   }
 

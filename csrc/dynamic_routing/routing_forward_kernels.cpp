@@ -60,33 +60,37 @@ class Forward : RoutingStep<T, P> {
 
   // All couplings equal: the sum of the votes is a plain matrix product.
   void add_up(int task, int64_t chunk) {
-    Step::sweep(task, chunk, [&](int64_t tile, int64_t begin, int64_t end, const auto& w) {
-      T* sums = Step::partial(chunk, tile);
-      const T* x = Step::u(tile, begin);
+    Step::sweep(task, chunk, [&](const auto& block) {
+      const auto& w = block.weights;
       if (in_.shared) {
-        for (int64_t k = 0; k < (end - begin) * D; ++k) {
-          T* sum = sums + k % D * S;
-          (P::load(sum) + P::load(x + k * S)).store(sum);
-        }
+        for (int64_t t = block.tile; t < block.tile + block.tiles; ++t)
+          for (int64_t k = 0; k < block.capsules() * D; ++k) {
+            T* sum = Step::partial(chunk, t) + k % D * S;
+            (P::load(sum) + P::load(Step::u(t, block.begin) + k * S)).store(sum);
+          }
         return;
       }
-      Matrix votes{E, Step::se_, end - begin, w.in_stride, D, Step::sd_, 0};
-      for (int64_t j = 0; j < O; ++j) {
-        votes.next = Step::ahead(w, O, j, end - begin);
-        product<P>(votes, w.at(begin, j), x, [&](int64_t e, const P& y) {
-          T* sum = sums + (j * E + e) * S;
-          (P::load(sum) + y).store(sum);
-        });
-      }
+      Matrix votes{E, Step::se_, block.capsules(), w.in_stride, D, Step::sd_, 0};
+      for (int64_t j = 0; j < O; ++j)
+        for (int64_t t = block.tile; t < block.tile + block.tiles; ++t) {
+          votes.next = t == block.tile ? Step::ahead(w, O, j, block.capsules()) : 0;
+          T* sums = Step::partial(chunk, t) + j * E * S;
+          product<P>(
+              votes, w.at(block.begin, j), Step::u(t, block.begin),
+              [&](int64_t e, const P& y) { (P::load(sums + e * S) + y).store(sums + e * S); });
+        }
     });
   }
 
   void attend(int task, int64_t chunk, bool last) {
-    Step::sweep(task, chunk, [&](int64_t tile, int64_t begin, int64_t end, const auto& w) {
-      Step::template vote<1>(task, tile, begin, end, w, v_ + tile * Step::sums(), nullptr);
-      for (int64_t i = begin; i < end; ++i) couple(tile, i, Step::dots(task, i - begin, 0), last);
-      Step::add_votes(task, tile, begin, end, {Step::dots(task, 0, 0), 2 * O * S, S},
-                      Step::partial(chunk, tile));
+    Step::sweep(task, chunk, [&](const auto& block) {
+      Step::template vote<1>(task, block, v_, nullptr);
+      for (int64_t t = 0; t < block.tiles; ++t) {
+        for (int64_t n = 0; n < block.capsules(); ++n)
+          couple(block.tile + t, block.begin + n, Step::dots(task, t, n, 0), last);
+        Step::add_votes(task, block, t, {Step::dots(task, t, 0, 0), 2 * O * S, S},
+                        Step::partial(chunk, block.tile + t));
+      }
     });
   }
 

@@ -32,6 +32,8 @@ constexpr int64_t group_bytes = 384 << 10;
 // a time, with its votes there.
 constexpr int64_t weight_bytes = 96 << 10, vote_bytes = 256 << 10;
 constexpr int64_t block_capsules = 4;
+// Tiles that meet an out-capsule's weights one after the other, while these are in the L1.
+constexpr int64_t block_tiles = 2;
 // Addresses so far apart share a set of the L2.
 constexpr int64_t cache_period = 128 << 10;
 
@@ -63,6 +65,7 @@ class RoutingStep {
     const int64_t tiles = max(ceil_div(in_.batch, S), 1);
     group_tiles_ = ceil_div(tiles, ceil_div(tiles, max(fit, 1)));
     groups_ = ceil_div(tiles, group_tiles_);
+    span_ = min(block_tiles, group_tiles_);
     chunks_ = max(min(min(max_chunks, I), I * O * votes_dim_ * group_tiles_ / chunk_votes), 1);
     tasks_ = max(min(threads, chunks_), 1);
     const int64_t capsule = O * E * int64_t(sizeof(T));
@@ -75,8 +78,8 @@ class RoutingStep {
       capsules_.lay_out(arena, tasks_);
     } else {
       arena.take(u_, group_tiles_ * I * D * S);
-      arena.take(votes_, in_.shared ? 0 : tasks_ * block_ * O * E * S);
-      arena.take(dots_, tasks_ * block_ * 2 * O * S);
+      arena.take(votes_, in_.shared ? 0 : tasks_ * span_ * block_ * O * E * S);
+      arena.take(dots_, tasks_ * span_ * block_ * 2 * O * S);
       arena.take(weights_, in_.shared ? 0 : tasks_ * weight_capsules_ * O * E * D);
     }
     arena.take(partial_, chunks_ * group_tiles_ * sums());
@@ -125,7 +128,7 @@ class RoutingStep {
   // lie apart by what is often a multiple of the cache's period: they would drive one another out.
   Weights gather_weights(int64_t begin, int64_t end, T* to) const {
     const int64_t n = (end - begin) * E * D, bytes = so_ * int64_t(sizeof(T));
-    if (si_ != E * D || so_ <= n || tiles_ == 1) return weights();
+    if (si_ != E * D || so_ <= n || tiles_ <= span_) return weights();
     const int64_t places = cache_period / min(bytes & -bytes, cache_period);
     if (O <= 8 * places) return weights();
     for (int64_t j = 0; j < O; ++j)
@@ -139,15 +142,23 @@ class RoutingStep {
     return j + 1 < O ? w.out_stride : block * w.in_stride - j * w.out_stride;
   }
 
-  // visit(tile, begin, end, weights) for every tile and every block of the chunk's in-capsules.
+  // In-capsules begin..end-1 of a few tiles, and their weights.
+  struct Block {
+    int64_t tile, tiles, begin, end;
+    Weights weights;
+
+    int64_t capsules() const { return end - begin; }
+  };
+  // visit(Block) until every tile has met all in-capsules of the chunk.
   template <class Visit>
   void sweep(int task, int64_t chunk, const Visit& visit) const {
     const int64_t step = weight_capsules_, end = chunk_begin(chunk + 1);
     for (int64_t first = chunk_begin(chunk); first < end; first += step) {
       const int64_t last = min(first + step, end);
       const Weights w = gather_weights(first, last, weights_ + task * step * O * E * D);
-      for (int64_t tile = 0; tile < tiles_; ++tile)
-        for (int64_t i = first; i < last; i += block_) visit(tile, i, min(i + block_, last), w);
+      for (int64_t tile = 0; tile < tiles_; tile += span_)
+        for (int64_t i = first; i < last; i += block_)
+          visit(Block{tile, min(span_, tiles_ - tile), i, min(i + block_, last), w});
     }
   }
 
@@ -174,41 +185,43 @@ class RoutingStep {
     });
   }
 
-  // The votes of in-capsules begin..end-1, a block, into votes_, and their dot products with DOTS
-  // sets of vectors [O, votes_dim] into dots_. An out-capsule's vectors stay in the L1 for all.
+  // The votes of a block into votes_, and their dot products with DOTS sets of vectors
+  // [tile, O, votes_dim] into dots_. An out-capsule's weights and vectors stay in the L1 for all.
   template <int DOTS>
-  void vote(int task, int64_t tile, int64_t begin, int64_t end, const Weights& w, const T* first,
-            const T* second) {
-    for (int64_t j = 0; j < O; ++j) {
-      const int64_t next = ahead(w, O, j, end - begin);
-      for (int64_t i = begin; i < end; ++i) {
-        const T* x = u(tile, i);
-        P sum[DOTS];
+  void vote(int task, const Block& block, const T* first, const T* second) {
+    for (int64_t j = 0; j < O; ++j)
+      for (int64_t n = 0; n < block.capsules(); ++n)
+        for (int64_t t = 0; t < block.tiles; ++t) {
+          const int64_t vectors = (block.tile + t) * sums() + j * votes_dim_ * S;
+          const T* x = u(block.tile + t, block.begin + n);
+          P sum[DOTS];
 #pragma GCC unroll 2
-        for (int k = 0; k < DOTS; ++k) sum[k] = P::fill(T(0));
-        const auto meet = [&](int64_t e, const P& vote) __attribute__((always_inline)) {
-          const int64_t at = (j * votes_dim_ + e) * S;
-          sum[0] += vote * P::load(first + at);
-          if (DOTS == 2) sum[DOTS - 1] += vote * P::load(second + at);
-        };
-        if (in_.shared) {
-          for (int64_t d = 0; d < D; ++d) meet(d, P::load(x + d * S));
-        } else {
-          T* to = votes(task, i - begin) + j * E * S;
-          product<P>({E, se_, 1, 0, D, sd_, next}, w.at(i, j), x,
-                     [&](int64_t e, const P& vote) __attribute__((always_inline)) {
-                       vote.store(to + e * S);
-                       meet(e, vote);
-                     });
+          for (int k = 0; k < DOTS; ++k) sum[k] = P::fill(T(0));
+          const auto meet = [&](int64_t e, const P& vote) __attribute__((always_inline)) {
+            sum[0] += vote * P::load(first + vectors + e * S);
+            if (DOTS == 2) sum[DOTS - 1] += vote * P::load(second + vectors + e * S);
+          };
+          if (in_.shared) {
+            for (int64_t d = 0; d < D; ++d) meet(d, P::load(x + d * S));
+          } else {
+            T* to = votes(task, t, n) + j * E * S;
+            const int64_t next = t == 0 ? ahead(block.weights, O, j, block.capsules()) : 0;
+            product<P>({E, se_, 1, 0, D, sd_, next}, block.weights.at(block.begin + n, j), x,
+                       [&](int64_t e, const P& vote) __attribute__((always_inline)) {
+                         vote.store(to + e * S);
+                         meet(e, vote);
+                       });
+          }
+#pragma GCC unroll 2
+          for (int k = 0; k < DOTS; ++k) sum[k].store(dots(task, t, n, k) + j * S);
         }
-#pragma GCC unroll 2
-        for (int k = 0; k < DOTS; ++k) sum[k].store(dots(task, i - begin, k) + j * S);
-      }
-    }
   }
-  T* votes(int task, int64_t n) const { return votes_ + (task * block_ + n) * O * E * S; }
-  T* dots(int task, int64_t n, int set) const {
-    return dots_ + ((task * block_ + n) * 2 + set) * O * S;
+  // Of in-capsule n and tile t of the last block.
+  T* votes(int task, int64_t t, int64_t n) const {
+    return votes_ + ((task * span_ + t) * block_ + n) * O * E * S;
+  }
+  T* dots(int task, int64_t t, int64_t n, int set) const {
+    return dots_ + (((task * span_ + t) * block_ + n) * 2 + set) * O * S;
   }
 
   P prior(int64_t tile, int64_t i, int64_t j) const {
@@ -245,10 +258,9 @@ class RoutingStep {
     const T* data;
     int64_t in_stride, out_stride;
   };
-  // sums_j += sum of factors_ij votes_ij over the in-capsules begin..end-1 of the last vote.
-  void add_votes(int task, int64_t tile, int64_t begin, int64_t end, const Factors& factors,
-                 T* sums) const {
-    const T* votes = in_.shared ? u(tile, begin) : this->votes(task, 0);
+  // sums_j += sum of factors_ij votes_ij over the in-capsules of a block, for one of its tiles.
+  void add_votes(int task, const Block& block, int64_t t, const Factors& factors, T* sums) const {
+    const T* votes = in_.shared ? u(block.tile + t, block.begin) : this->votes(task, t, 0);
     const int64_t votes_step = in_.shared ? D * S : O * E * S;
     for (int64_t j = 0; j < O; ++j, sums += votes_dim_ * S) {
       in_blocks<row_block<P>>(votes_dim_, [&](auto size, int64_t e) {
@@ -256,7 +268,7 @@ class RoutingStep {
         P sum[N];
 #pragma GCC unroll 8
         for (int n = 0; n < N; ++n) sum[n] = P::fill(T(0));
-        for (int64_t i = 0; i < end - begin; ++i) {
+        for (int64_t i = 0; i < block.capsules(); ++i) {
           const P factor = P::load(factors.data + i * factors.in_stride + j * factors.out_stride);
           const T* vote = votes + i * votes_step + e * S;
 #pragma GCC unroll 8
@@ -283,19 +295,19 @@ class RoutingStep {
       if (by_capsule_)
         return capsules_.find_stats(task, tile_begin(chunk), tile_begin(chunk + 1), v, sbar,
                                     chunk_stats);
-      sweep(task, chunk, [&](int64_t tile, int64_t begin, int64_t end, const Weights& w) {
-        T* stats = chunk_stats + tile * stats_packs * O * S;
-        vote<DOTS>(task, tile, begin, end, w, v + tile * sums(),
-                   DOTS == 2 ? sbar + tile * sums() : nullptr);
-        for (int64_t i = begin; i < end; ++i) {
-          T* logits = dots(task, i - begin, 0);
-          add_prior(tile, i, logits);
-          const P mask = this->mask(tile, i);
-          const T* x = dots(task, i - begin, 1);
-          for (int64_t j = 0; j < O; ++j)
-            merge_stats(stats + j * stats_packs * S, P::load(logits + j * S), P::fill(T(1)),
-                        DOTS == 2 ? mask * P::load(x + j * S) : P::fill(T(0)));
-        }
+      sweep(task, chunk, [&](const Block& block) {
+        vote<DOTS>(task, block, v, sbar);
+        for (int64_t t = 0; t < block.tiles; ++t)
+          for (int64_t n = 0; n < block.capsules(); ++n) {
+            const int64_t tile = block.tile + t, i = block.begin + n;
+            T *stats = chunk_stats + tile * stats_packs * O * S, *logits = dots(task, t, n, 0);
+            add_prior(tile, i, logits);
+            const P mask = this->mask(tile, i);
+            const T* x = dots(task, t, n, 1);
+            for (int64_t j = 0; j < O; ++j)
+              merge_stats(stats + j * stats_packs * S, P::load(logits + j * S), P::fill(T(1)),
+                          DOTS == 2 ? mask * P::load(x + j * S) : P::fill(T(0)));
+          }
       });
     });
     for (int64_t tile = 0; tile < tiles_; ++tile)
@@ -370,8 +382,8 @@ class RoutingStep {
   const int64_t I, O, D, E, votes_dim_, so_, si_, se_, sd_;
   CapsuleLanes<T, P> capsules_;
   const bool by_capsule_;
-  int64_t groups_, group_tiles_, chunks_, tasks_, block_, weight_capsules_, first_tile_ = 0,
-                                                                            tiles_ = 0;
+  int64_t groups_, group_tiles_, span_, chunks_, tasks_, block_, weight_capsules_, first_tile_ = 0,
+                                                                                   tiles_ = 0;
   T *u_, *votes_, *dots_, *weights_, *partial_, *partial_stats_ = nullptr, *stats_ = nullptr;
 };
 
