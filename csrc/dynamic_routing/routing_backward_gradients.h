@@ -26,15 +26,16 @@ class BackwardGradients : protected BackwardByCapsule<T, P> {
   using Step::D, Step::E, Step::I, Step::in_, Step::O, Step::S, Step::votes_dim_;
 
   BackwardGradients(const RoutingBackward& args, Arena& arena, int threads)
-      : ByCapsule(args, arena, threads), outer_{in_.shared ? E : O * E, D} {
+      : ByCapsule(args, arena, threads), outs_(min(max(chain / max(E, 1), 1), O)) {
     if (Step::by_capsule_) return;
-    arena.take(grad_u_, Step::tasks_ * Step::block_ * D * S);
+    arena.take(grad_u_, Step::tasks_ * Step::group_tiles_ * Step::block_ * D * S);
     const int64_t x_numbers = in_.shared ? 0 : Step::tasks_ * x_tiles() * x_tile();
     if (x_numbers <= Step::chunks_ * Step::group_tiles_ * Step::sums())
       x_ = Step::partial_;  // which the passes before need no more
     else
       arena.take(x_, x_numbers);
-    arena.take(products_, (in_.shared ? O : Step::tasks_ * Step::block_) * outer_.numbers());
+    arena.take(products_, in_.shared ? O * outer(1).numbers()
+                                     : Step::tasks_ * Step::block_ * outer(outs_).numbers());
   }
 
   void find_gradients(const Parallel& parallel) {
@@ -77,81 +78,98 @@ class BackwardGradients : protected BackwardByCapsule<T, P> {
     }
   }
 
-  // X of M in-capsules; `next` are the coefficients that will be read next.
+  // X of M in-capsules and `outs` out-capsules from j on; `next` are the coefficients that will be
+  // read next.
   template <int M>
-  void form_x(int64_t tile, int64_t i, T* x, const T* next) const {
+  void form_x(int64_t tile, int64_t i, int64_t j, int64_t outs, T* x, const T* next) const {
     using Q = Pack<T, P::width, 1>;
-    const T* base = base_ + tile * own_;
-    for (int64_t j = 0; j < O; ++j) {
-      for (int m = 0; m < M; ++m) prefetch<false>(next + m * kept_in_ + j * kept_out_, slots_ * S);
+    for (int64_t k = 0; k < outs; ++k) {
+      for (int m = 0; m < M; ++m) prefetch<false>(next + m * kept_in_ + k * kept_out_, slots_ * S);
+      const T* base = base_ + tile * own_ + (j + k) * E * S;
       for (int lane = 0; lane < S; lane += P::width)
         in_blocks<accumulators / 4>(E, [&](auto size, int64_t e) {
           constexpr int N = decltype(size)::value;
-          const int64_t at = (j * E + e) * S + lane;
           Q sum[M][N];
 #pragma GCC unroll 4
           for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
-            for (int n = 0; n < N; ++n) sum[m][n] = Q::load(base + at + n * S);
-          add_terms<Q, N, M>(tile, kept(tile, i, 0), j, e, lane, sum);
+            for (int n = 0; n < N; ++n) sum[m][n] = Q::load(base + (e + n) * S + lane);
+          add_terms<Q, N, M>(tile, kept(tile, i, 0), j + k, e, lane, sum);
 #pragma GCC unroll 4
           for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
-            for (int n = 0; n < N; ++n) sum[m][n].store(x + m * own_ + at + n * S);
+            for (int n = 0; n < N; ++n)
+              sum[m][n].store(x + m * x_capsule() + (k * E + e + n) * S + lane);
         });
     }
   }
 
+  // The gradients of so many W_ij, or of a shared W_j.
+  OuterProducts<P, T> outer(int64_t outs) const { return {outs * E, D}; }
   bool by_lanes() const {
-    return args_.grad_weight != nullptr && outer_.by_lanes(Step::group_tiles_);
+    return args_.grad_weight != nullptr && outer(1).by_lanes(Step::group_tiles_);
   }
   // Of how many tiles X is held at once.
   int64_t x_tiles() const { return by_lanes() ? Step::group_tiles_ : 1; }
-  int64_t x_tile() const { return Step::block_ * own_; }
+  int64_t x_tile() const { return Step::block_ * x_capsule(); }
+  int64_t x_capsule() const { return outs_ * E * S; }
 
-  // X of a block of in-capsules, and with it their grad_u and grad_weight.
+  // grad_u and grad_weight of a block of in-capsules. A few out-capsules at a time: their X, their
+  // weights and the gradients of these stay in the L1.
   void differentiate(int task, int64_t begin, int64_t end) {
     const bool by_lanes = this->by_lanes();
+    const int64_t capsules = end - begin, sums_tile = Step::block_ * D * S;
     T* x_begin = x_ + task * x_tiles() * x_tile();
-    T* grad_u = grad_u_ + task * Step::block_ * D * S;
-    T* sums = products_ + task * Step::block_ * outer_.numbers();
-    const auto w = Step::gather_weights(begin, end,
-                                        Step::weights_ + task * Step::weight_capsules_ * O * E * D);
-    if (args_.grad_weight != nullptr && !by_lanes)
-      __builtin_memset(sums, 0, (end - begin) * outer_.numbers() * sizeof(T));
-    for (int64_t tile = 0; tile < Step::tiles_; ++tile) {
-      const bool last = tile + 1 == Step::tiles_;
-      T* block = x_begin + (by_lanes ? tile * x_tile() : 0);
-      const T* next = kept(last ? 0 : tile + 1, last ? end : begin, 0);
-      in_blocks<block_capsules>(end - begin, [&](auto size, int64_t n) {
-        form_x<decltype(size)::value>(tile, begin + n, block + n * own_, next + n * kept_in_);
-      });
-      for (int64_t i = begin; i < end; ++i) {
-        const T* x = block + (i - begin) * own_;
-        if (args_.grad_u != nullptr) add_grad_u(w, i, x, grad_u + (i - begin) * D * S);
-        if (args_.grad_weight != nullptr && !by_lanes)
-          outer_.add(x, Step::u(tile, i), Step::count(tile), sums + (i - begin) * outer_.numbers());
+    T* grad_u = grad_u_ + task * Step::group_tiles_ * sums_tile;
+    T* sums = products_ + task * Step::block_ * outer(outs_).numbers();
+    for (int64_t j = 0; j < O; j += outs_) {
+      const int64_t outs = min(outs_, O - j);
+      const OuterProducts<P, T> outer = this->outer(outs);
+      if (args_.grad_weight != nullptr && !by_lanes)
+        __builtin_memset(sums, 0, capsules * outer.numbers() * sizeof(T));
+      for (int64_t tile = 0; tile < Step::tiles_; ++tile) {
+        T* x = x_begin + (by_lanes ? tile * x_tile() : 0);
+        const T* next = tile + 1 < Step::tiles_ ? kept(tile + 1, begin, 0) + j * kept_out_
+                        : j + outs < O          ? kept(0, begin, 0) + (j + outs) * kept_out_
+                                                : kept(0, end, 0);
+        in_blocks<block_capsules>(capsules, [&](auto size, int64_t n) {
+          form_x<decltype(size)::value>(tile, begin + n, j, outs, x + n * x_capsule(),
+                                        next + n * kept_in_);
+        });
+        for (int64_t n = 0; n < capsules; ++n) {
+          if (args_.grad_u != nullptr)
+            add_grad_u(begin + n, j, outs, capsules, tile == 0, x + n * x_capsule(),
+                       grad_u + tile * sums_tile + n * D * S);
+          if (args_.grad_weight != nullptr && !by_lanes)
+            outer.add(x + n * x_capsule(), Step::u(tile, begin + n), Step::count(tile),
+                      sums + n * outer.numbers());
+        }
       }
-      if (args_.grad_u != nullptr) store_grad_u(tile, begin, end, grad_u);
+      if (args_.grad_weight == nullptr) continue;
+      for (int64_t n = 0; n < capsules; ++n) {
+        T* of_capsule = sums + n * outer.numbers();
+        if (by_lanes)
+          outer.sum_lanes(Step::tiles_, x_begin + n * x_capsule(), x_tile(), Step::u(0, begin + n),
+                          I * D * S, of_capsule);
+        store_grad_weight(outer, of_capsule, j, begin + n, by_lanes);
+      }
     }
-    if (args_.grad_weight == nullptr) return;
-    for (int64_t i = begin; i < end; ++i) {
-      T* of_capsule = sums + (i - begin) * outer_.numbers();
-      if (by_lanes)
-        outer_.sum_lanes(Step::tiles_, x_begin + (i - begin) * own_, x_tile(), Step::u(0, i),
-                         I * D * S, of_capsule);
-      store_grad_weight(of_capsule, 0, i, by_lanes);
-    }
+    if (args_.grad_u == nullptr) return;
+    for (int64_t tile = 0; tile < Step::tiles_; ++tile)
+      store_grad_u(tile, begin, end, grad_u + tile * sums_tile);
   }
 
-  // W_i^T X_i into `sums` [D]. One chain of roundings for each few out-capsules.
-  void add_grad_u(const typename Step::Weights& w, int64_t i, const T* x, T* sums) const {
-    const int64_t step = max(chain / E, 1);
-    for (int64_t j = 0; j < O; j += step)
-      product<P>({D, Step::sd_, min(step, O - j), w.out_stride, E, Step::se_, w.out_stride},
-                 w.at(i, j), x + j * E * S, [&](int64_t d, const P& y) {
-                   (j == 0 ? y : P::load(sums + d * S) + y).store(sums + d * S);
-                 });
+  // sums [D] += W_ij^T X_ij over `outs` out-capsules from j on; from the first on anew. The weights
+  // that come next are prefetched where `ahead`.
+  void add_grad_u(int64_t i, int64_t j, int64_t outs, int64_t capsules, bool ahead, const T* x,
+                  T* sums) const {
+    const typename Step::Weights w = Step::weights();
+    const int64_t next =
+        j + outs < O ? outs * w.out_stride : capsules * w.in_stride - j * w.out_stride;
+    product<P>({D, Step::sd_, outs, w.out_stride, E, Step::se_, ahead ? next : 0}, w.at(i, j), x,
+               [&](int64_t d, const P& y) {
+                 (j == 0 ? y : P::load(sums + d * S) + y).store(sums + d * S);
+               });
   }
 
   void store_grad_u(int64_t tile, int64_t begin, int64_t end, const T* packs) const {
@@ -160,10 +178,11 @@ class BackwardGradients : protected BackwardByCapsule<T, P> {
                   Step::count(tile));
   }
   // From out-capsule j on; `rows` if that is how the sums lie.
-  void store_grad_weight(const T* sums, int64_t j, int64_t i, bool rows) const {
+  void store_grad_weight(const OuterProducts<P, T>& outer, const T* sums, int64_t j, int64_t i,
+                         bool rows) const {
     const int64_t* stride = args_.grad_weight_stride;
     T* to = static_cast<T*>(args_.grad_weight) + j * stride[0] + i * stride[1];
-    rows ? outer_.store_rows(sums, E, stride, add_, to) : outer_.store(sums, E, stride, add_, to);
+    rows ? outer.store_rows(sums, E, stride, add_, to) : outer.store(sums, E, stride, add_, to);
   }
 
   void shared_grad_u(int task, int64_t begin, int64_t end) {
@@ -191,17 +210,18 @@ class BackwardGradients : protected BackwardByCapsule<T, P> {
 
   // W_j's gradient: every term's vector times its weighted sum of u.
   void shared_grad_weight(int64_t j) {
-    T* sums = products_ + j * outer_.numbers();
-    __builtin_memset(sums, 0, outer_.numbers() * sizeof(T));
+    const OuterProducts<P, T> outer = this->outer(1);
+    T* sums = products_ + j * outer.numbers();
+    __builtin_memset(sums, 0, outer.numbers() * sizeof(T));
     for (int64_t tile = 0; tile < Step::tiles_; ++tile) {
       const auto add_term = [&](const T* own, const T* weighted_u) {
-        outer_.add(own + tile * own_ + j * E * S, weighted_u + tile * Step::sums() + j * D * S,
-                   Step::count(tile), sums);
+        outer.add(own + tile * own_ + j * E * S, weighted_u + tile * Step::sums() + j * D * S,
+                  Step::count(tile), sums);
       };
       if (starts_alike()) add_term(own_sbar_, weighted_u_ + at(2 * steps_, Step::sums()));
       for (int k = 0; k < term_count_; ++k) add_term(terms_[k].own, terms_[k].weighted_u);
     }
-    store_grad_weight(sums, j, 0, false);
+    store_grad_weight(outer, sums, j, 0, false);
   }
 
   void sum_grad_bias() {
@@ -231,8 +251,8 @@ class BackwardGradients : protected BackwardByCapsule<T, P> {
     }
   }
 
-  const OuterProducts<P, T> outer_;  // grad_weight of an in-capsule, or of a shared W_j
-  bool add_ = false;                 // to what the groups before have written
+  const int64_t outs_;  // out-capsules at a time
+  bool add_ = false;    // to what the groups before have written
   T *x_, *products_, *grad_u_;
 };
 

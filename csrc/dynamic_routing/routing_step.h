@@ -32,8 +32,9 @@ constexpr int64_t group_bytes = 384 << 10;
 // a time, with its votes there.
 constexpr int64_t weight_bytes = 96 << 10, vote_bytes = 256 << 10;
 constexpr int64_t block_capsules = 4;
-// Tiles that meet an out-capsule's weights one after the other, while these are in the L1.
-constexpr int64_t block_tiles = 2;
+// So many samples meet an out-capsule's weights one tile after the other, while these are in the
+// L1.
+constexpr int64_t block_samples = 32;
 // Addresses so far apart share a set of the L2.
 constexpr int64_t cache_period = 128 << 10;
 
@@ -65,7 +66,7 @@ class RoutingStep {
     const int64_t tiles = max(ceil_div(in_.batch, S), 1);
     group_tiles_ = ceil_div(tiles, ceil_div(tiles, max(fit, 1)));
     groups_ = ceil_div(tiles, group_tiles_);
-    span_ = min(block_tiles, group_tiles_);
+    span_ = min(max(block_samples / S, 1), group_tiles_);
     chunks_ = max(min(min(max_chunks, I), I * O * votes_dim_ * group_tiles_ / chunk_votes), 1);
     tasks_ = max(min(threads, chunks_), 1);
     const int64_t capsule = O * E * int64_t(sizeof(T));

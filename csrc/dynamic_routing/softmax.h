@@ -56,7 +56,7 @@ inline void couple_backward(int64_t outs, bool over_in, const P& mask, const T* 
                             const Mean& in_mean, T* c, T* beta, int64_t step) {
   constexpr int S = P::samples;
   P mean = P::fill(T(0));
-  for (int64_t j = 0; j < outs; ++j) mean += P::load(sm + j * S) * P::load(x + j * S);
+  for (int64_t j = 0; j < outs && !over_in; ++j) mean += P::load(sm + j * S) * P::load(x + j * S);
   for (int64_t j = 0; j < outs; ++j) {
     const P before = P::load(sm + j * S), after = before * mask, grad = P::load(x + j * S);
     after.store(c + j * step);
