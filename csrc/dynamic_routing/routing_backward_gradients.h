@@ -114,8 +114,8 @@ class BackwardGradients : protected BackwardByCapsule<T, P> {
   int64_t x_tile() const { return Step::block_ * x_capsule(); }
   int64_t x_capsule() const { return outs_ * E * S; }
 
-  // grad_u and grad_weight of a block of in-capsules. A few out-capsules at a time: their X, their
-  // weights and the gradients of these stay in the L1.
+  // grad_u and grad_weight of a block of in-capsules. A few out-capsules at a time, so that their X
+  // and the weights are met by all that needs them while they are near.
   void differentiate(int task, int64_t begin, int64_t end) {
     const bool by_lanes = this->by_lanes();
     const int64_t capsules = end - begin, sums_tile = Step::block_ * D * S;
