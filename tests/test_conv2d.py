@@ -274,6 +274,24 @@ def test_winograd_with_large_filters(algorithm, images, groups, backend):
         torch.testing.assert_close(again, got, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("outs", "groups", "size", "algorithm"),
+    [(16, 1, 220, "im2col"), (16, 1, 220, "winograd"), (8, 8, 300, "im2col")],
+)
+def test_gradients_of_images_beyond_what_is_staged_at_a_time(
+    outs, groups, size, algorithm, backend
+):
+    """More than the 8 MB of csrc/conv2d/segments.h: an image in strips, images in turns."""
+    tensors = (
+        torch.randn(2, 8, size, size, dtype=torch.float64),
+        torch.randn(outs, 8 // groups, 3, 3, dtype=torch.float64, requires_grad=True),
+        torch.randn(outs, dtype=torch.float64, requires_grad=True),
+    )
+    expected = torch.relu(F.conv2d(*tensors, padding=1, groups=groups))
+    options = {"padding": 1, "groups": groups, "algorithm": algorithm}
+    compare_gradients(tensors[1:], expected, conv2d(*tensors, activation="relu", **options))
+
+
 # How many times torch's RMS error each algorithm may make: docs/conv.md.
 ERRORS = {"im2col": 2, "winograd": 2, "winograd4": 8}
 
