@@ -183,6 +183,28 @@ def test_any_size_and_stride(m, n, k, bias, activation, dtype, transposed, step,
 
 
 @cpp
+@pytest.mark.parametrize(("m", "n", "k"), [(40, 2100, 4103), (40, 40, 4103), (4103, 40, 40)])
+def test_long_sums(m, n, k):
+    """Sums in more than one chunk of K, and in more parts than two; the same for any threads."""
+    tensors = [torch.randn(shape, dtype=torch.float64) for shape in ((m, k), (n, k), (n,))]
+    leaves = [t.requires_grad_() for t in tensors]
+    grad = torch.randn(m, n, dtype=torch.float64)
+
+    def results(backend):
+        output = linear(*leaves, "leaky_relu", backend=backend)
+        return output, *torch.autograd.grad(output, leaves, grad)
+
+    threads = torch.get_num_threads()
+    found = results("cpp")
+    torch.set_num_threads(1)
+    alone = results("cpp")
+    torch.set_num_threads(threads)
+    for ours, one, exact in zip(found, alone, results("reference")):
+        assert torch.equal(ours, one)
+        torch.testing.assert_close(ours, exact, rtol=0, atol=1e-11)
+
+
+@cpp
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 131, 4103), (9, 70, 1030), (32, 150, 1301)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_gradients_of_few_rows_over_several_strips(m, n, k, dtype):
