@@ -78,6 +78,8 @@ def samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
         for activation in ("relu", "leaky_relu"):
             fixed = {"algorithm": "im2col", "activation": activation}
             yield sample(f"non-finite {activation}, {layout}", wild, (2, 2, 3, 3), **fixed)
+    # Rows of more bits than a vector has lanes, which begin in the middle of a byte.
+    yield sample("wide rows", draw(1, 5, 4, 21), (3, 5, 3, 3), padding=1)
     yield sample("winograd", draw(2, 3, 7, 6), (5, 3, 3, 3), padding=1, algorithm="winograd")
     rough = sample("winograd4", draw(2, 3, 7, 6), (5, 3, 3, 3), padding=1, algorithm="winograd4")
     yield replace(rough, bar=8)  # what docs/conv.md promises of it
