@@ -12,6 +12,7 @@ of Winograd (Lavin, Gray 2015).
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -36,6 +37,9 @@ from lamina.windows import Pair, as_pair
 
 # Elements times out_channels below which ATen's shorter call wins.
 _SMALL = 1 << 16
+# 3x3 with stride 2, contiguous: from so many images, channels and pixels of an output image on ours
+# wins.
+_STRIDED_IMAGES, _STRIDED_CHANNELS, _STRIDED_PIXELS = 8, 64, 14 * 14
 _FLOATS = frozenset(FLOATS)
 
 
@@ -167,11 +171,20 @@ def _slower(
         return None
     # What csrc/conv2d/columns.h takes.
     few = input.shape[1] <= 4 and options.groups == 1 and input.is_contiguous()
-    filters_3x3 = kernel == (3, 3) and tuple(options.stride) == tuple(options.dilation) == one
-    if not few and not filters_3x3:
+    filters_3x3 = kernel == (3, 3) and tuple(options.dilation) == one
+    strided = (
+        tuple(options.stride) == (2, 2)
+        and options.groups == 1
+        and not options.channels_last
+        and not below(input.shape[0], _STRIDED_IMAGES)
+        and not below(min(weight.shape[:2]), _STRIDED_CHANNELS)
+        and not below(math.prod(options.output_sizes(input, weight)), _STRIDED_PIXELS)
+    )
+    if not few and not (filters_3x3 and (tuple(options.stride) == one or strided)):
         return (
-            "beside 1x1, 3x3 with stride 1 and inputs of up to 4 channels "
-            "oneDNN's convolution is level or ahead"
+            "beside 1x1, 3x3 with stride 1, contiguous 3x3 with stride 2 of at least 8 images, 64 "
+            "channels and 14² pixels, and inputs of up to 4 channels oneDNN's convolution is level "
+            "or ahead"
         )
     return None
 
