@@ -249,6 +249,16 @@ def test_other_layouts_take_the_reference():
     assert linear(nested, w).unbind()[1].shape == (50, 64)
 
 
+def test_a_subclass_in_any_argument_takes_the_reference():
+    class Tagged(torch.Tensor):
+        pass
+
+    weight = torch.randn(64, 96).as_subclass(Tagged)
+    (decision,) = lamina.explain(linear, torch.randn(128, 96), weight)
+    assert decision.backend == "reference"
+    assert "Tagged is a tensor subclass" in decision.reasons["cpp"][0]
+
+
 def test_negated_views_are_read_as_what_they_are():
     """The imaginary part of a conjugate is its memory, negated."""
     x = torch.randn(128, 96, dtype=torch.complex64).conj().imag
