@@ -4,8 +4,7 @@
 #include <string>
 
 #include "common/parallel_torch.h"
-#include "common/tensor.h"
-#include "conv2d/conv2d.h"
+#include "conv2d/conv2d_checks.h"
 #include "conv2d/conv2d_kernels.h"
 
 namespace lamina {
@@ -16,18 +15,28 @@ using Ints = std::vector<int64_t>;
 // Winograd's transforms pay where the products over channels are long.
 constexpr int64_t winograd_channels = 16;
 
-Activation activation_named(const std::string& name) {
-  Activation activation;
-  STD_TORCH_CHECK(parse_activation(name, activation), "conv2d: unknown activation '", name, "'");
-  return activation;
+// The kernels read images as they lie.
+void check_layout(const char* name, const Tensor& images, bool channels_last) {
+  const int order[2][4] = {{3, 2, 1, 0}, {1, 3, 2, 0}};
+  bool fits = true;
+  int64_t expected = 1;
+  for (int d : order[channels_last]) {
+    fits = fits && (images.size(d) == 1 || images.stride(d) == expected);
+    expected *= images.size(d);
+  }
+  STD_TORCH_CHECK(fits || expected == 0, name, " must be dense and ",
+                  channels_last ? "channels_last" : "contiguous");
+}
+
+std::vector<int64_t> output_sizes(const Conv2dShape& shape) {
+  return {shape.images, shape.outs, shape.out_height, shape.out_width};
 }
 
 Conv2dShape shape_of(const Tensor& input, const Tensor& weight, const Ints& stride,
                      const Ints& padding, const Ints& dilation, int64_t groups,
                      const std::string& algorithm, bool channels_last) {
-  STD_TORCH_CHECK(input.dim() == 4 && weight.dim() == 4 && stride.size() == 2 &&
-                      padding.size() == 2 && dilation.size() == 2,
-                  "conv2d: expected 4-D tensors and two numbers for each direction");
+  check_conv2d(input, weight, stride, padding, dilation, groups);
+  check_layout("conv2d: input", input, channels_last);
   Conv2dShape shape;
   shape.type = float_type(input);
   shape.channels_last = channels_last;
@@ -37,9 +46,6 @@ Conv2dShape shape_of(const Tensor& input, const Tensor& weight, const Ints& stri
   shape.width = input.size(3);
   shape.outs = weight.size(0);
   shape.groups = groups;
-  STD_TORCH_CHECK(
-      groups > 0 && shape.channels == weight.size(1) * groups && shape.outs % groups == 0,
-      "conv2d: input and weight do not fit");
   for (int d : {0, 1}) {
     shape.kernel[d] = weight.size(2 + d);
     shape.stride[d] = stride[d];
@@ -87,11 +93,18 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& given_weig
   args.shape =
       shape_of(input, given_weight, stride, padding, dilation, groups, algorithm, channels_last);
   const Conv2dShape& shape = args.shape;
-  args.activation = activation_named(activation);
+  args.activation = activation_named("conv2d", activation);
   args.parameter = parameter;
   const Tensor weight = as_dense(given_weight);
   std::optional<Tensor> bias;
-  if (given_bias.has_value()) bias = as_dense(*given_bias);
+  if (given_bias.has_value()) {
+    check_output_like("conv2d: bias", *given_bias, input, {shape.outs});
+    bias = as_dense(*given_bias);
+  }
+  if (residual.has_value()) {
+    check_output_like("conv2d: residual", *residual, input, output_sizes(shape));
+    check_layout("conv2d: residual", *residual, channels_last);
+  }
 
   Tensor output = empty_images(input, shape.images, shape.outs, shape.out_height, shape.out_width,
                                channels_last);
@@ -126,8 +139,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& gradient, cons
   args.shape =
       shape_of(input, given_weight, stride, padding, dilation, groups, algorithm, channels_last);
   const Conv2dShape& shape = args.shape;
-  args.activation = activation_named(activation);
+  args.activation = activation_named("conv2d", activation);
   args.parameter = parameter;
+  check_needs("conv2d_backward", needs, 4);
+  check_output_like("conv2d_backward: grad", gradient, input, output_sizes(shape));
+  check_layout("conv2d_backward: grad", gradient, channels_last);
+  check_saved(saved, input, args.activation, output_sizes(shape), channels_last);
+  if (saves_preactivation(args.activation) || saves_output(args.activation))
+    check_layout("conv2d_backward: saved", saved, channels_last);
   const Tensor weight = as_dense(given_weight);
 
   Tensor grad_input, grad_weight, grad_bias, grad_residual, sums;

@@ -11,8 +11,7 @@
 #include <vector>
 
 #include "common/cuda_glue.h"
-#include "common/tensor.h"
-#include "conv2d/conv2d.h"
+#include "conv2d/conv2d_checks.h"
 #include "linear/linear_cuda.h"
 
 namespace lamina {
@@ -69,10 +68,7 @@ struct Convolution {
               const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
               const std::vector<int64_t>& dilation, int64_t group_count)
       : call(call), type(float_type(input)), groups(static_cast<int>(group_count)) {
-    STD_TORCH_CHECK(input.dim() == 4 && weight.dim() == 4 && groups > 0 &&
-                        weight.size(0) % groups == 0 && input.size(1) == weight.size(1) * groups &&
-                        input.scalar_type() == weight.scalar_type(),
-                    "conv2d: input [N, C, H, W] and weight [K, C / groups, R, S] of one dtype");
+    check_conv2d(input, weight, stride, padding, dilation, group_count);
     images = input.size(0), ins = input.size(1), height = input.size(2), width = input.size(3);
     outs = weight.size(0);
     const auto axis = [&](int d) {
@@ -94,12 +90,12 @@ struct Convolution {
     };
     forward = {axis(0), axis(1)};
     out_height = forward.vertical.grid, out_width = forward.horizontal.grid;
-    STD_TORCH_CHECK(out_height > 0 && out_width > 0, "conv2d: the kernel is larger than the input");
     constexpr int64_t limit = int64_t{1} << 31;
     STD_TORCH_CHECK(images * out_height * out_width < limit && images * height * width < limit,
                     "conv2d: fewer than 2^31 pixels expected");
   }
 
+  std::vector<int64_t> output_sizes() const { return {images, outs, out_height, out_width}; }
   int64_t out_pixels() const { return out_height * out_width; }
 
   Tensor sums(const Tensor& like, int64_t count) const {
@@ -137,12 +133,6 @@ Tensor channels_last_of(const Tensor& images) {
   return torch::stable::contiguous(images, MemoryFormat::ChannelsLast);
 }
 
-Activation checked_activation(const std::string& name) {
-  Activation activation;
-  STD_TORCH_CHECK(parse_activation(name, activation), "conv2d: unknown activation ", name);
-  return activation;
-}
-
 std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight,
                                    const MaybeTensor& bias, const MaybeTensor& residual,
                                    const std::vector<int64_t>& stride,
@@ -150,11 +140,12 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight,
                                    const std::vector<int64_t>& dilation, int64_t groups,
                                    const std::string& name, double parameter, const std::string&,
                                    bool channels_last, bool save) {
-  const Activation activation = checked_activation(name);
+  const Activation activation = activation_named("conv2d", name);
   const CudaCall call(input);
   const Convolution conv(call, input, weight, stride, padding, dilation, groups);
-  const Tensor output =
-      new_images(input, {conv.images, conv.outs, conv.out_height, conv.out_width}, channels_last);
+  if (bias) check_output_like("conv2d: bias", *bias, input, {conv.outs});
+  if (residual) check_output_like("conv2d: residual", *residual, input, conv.output_sizes());
+  const Tensor output = new_images(input, conv.output_sizes(), channels_last);
   const int64_t pixels = conv.images * conv.out_pixels();
   const bool save_mask = save && saves_mask(activation);
   const bool save_z = save && saves_preactivation(activation);
@@ -235,9 +226,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
     const std::vector<int64_t>& dilation, int64_t groups, const std::string& name, double parameter,
     const std::string&, bool channels_last, const std::vector<bool>& needs) {
-  const Activation activation = checked_activation(name);
+  const Activation activation = activation_named("conv2d", name);
   const CudaCall call(given);
   const Convolution conv(call, input, weight, stride, padding, dilation, groups);
+  check_needs("conv2d_backward", needs, 4);
+  check_output_like("conv2d_backward: grad", given, input, conv.output_sizes());
+  check_saved(saved, input, activation, conv.output_sizes(), channels_last);
   const Tensor grad = torch::stable::contiguous(given, format(channels_last));
   const Tensor kept =
       saves_mask(activation)

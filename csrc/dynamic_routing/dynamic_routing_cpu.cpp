@@ -1,6 +1,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "dynamic_routing/dynamic_routing.h"
+#include "dynamic_routing/dynamic_routing_checks.h"
 #include "dynamic_routing/routing_glue.h"
 
 namespace lamina {
@@ -14,6 +15,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& u, const Tensor& weight
                                            double eps, bool save, bool return_couplings) {
   RoutingForward args{};
   args.inputs = routing_inputs(u, weight, prior, mask, coupling_dim, leaky, scale);
+  check_forward(u, weight, bias, iterations);
   const RoutingInputs& in = args.inputs;
   args.iterations = static_cast<int>(iterations);
   args.accumulate = accumulate;
@@ -41,6 +43,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     const std::string& squash, double eps, std::vector<bool> needs) {
   RoutingBackward args{};
   args.inputs = routing_inputs(u, weight, prior, mask, coupling_dim, leaky, scale);
+  check_backward(grad, u, weight, bias, s, needs);
   const Tensor dense = as_contiguous(grad);
   args.iterations = static_cast<int>(s.size(0));
   args.accumulate = accumulate;

@@ -1,18 +1,15 @@
 #pragma once
 
-#include <optional>
 #include <string>
 
 #include "common/parallel_torch.h"
-#include "common/tensor.h"
 #include "common/workspace.h"
 #include "dynamic_routing/dynamic_routing_kernels.h"
+#include "dynamic_routing/routing_checks.h"
 
 // From tensors to what the CPU kernels take; for the ops dynamic_routing and routing_pass.
 
 namespace lamina {
-
-using MaybeTensor = std::optional<Tensor>;
 
 inline const void* data_or_null(const MaybeTensor& tensor) {
   return tensor ? tensor->data_ptr() : nullptr;
@@ -21,14 +18,9 @@ inline const void* data_or_null(const MaybeTensor& tensor) {
 inline RoutingInputs routing_inputs(const Tensor& u, const Tensor& weight, const MaybeTensor& prior,
                                     const MaybeTensor& mask, const std::string& coupling_dim,
                                     bool leaky, double scale) {
-  STD_TORCH_CHECK(u.scalar_type() == ScalarType::Float || u.scalar_type() == ScalarType::Double,
-                  "dynamic routing on the CPU takes float32 and float64");
-  STD_TORCH_CHECK(u.dim() == 3 && (weight.dim() == 4 || weight.dim() == 3),
-                  "dynamic routing takes u [B, I, D] and weight [O, I, E, D] or [O, E, D]");
+  check_routing(u, weight, prior, mask);
   const bool shared = weight.dim() == 3;
   const int64_t last = weight.dim() - 1;
-  STD_TORCH_CHECK(weight.size(last) == u.size(2) && (shared || weight.size(1) == u.size(1)),
-                  "dynamic routing: the capsules of u and weight differ");
   RoutingInputs in{};
   in.f64 = u.scalar_type() == ScalarType::Double;
   in.batch = u.size(0);

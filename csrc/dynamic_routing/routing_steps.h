@@ -1,17 +1,14 @@
 #pragma once
 
-#include <optional>
 #include <string>
 
 #include "common/cuda_glue.h"
-#include "common/tensor.h"
+#include "dynamic_routing/routing_checks.h"
 #include "dynamic_routing/routing_cuda.h"
 
 // The steps of routing_cuda.h on tensors; for the ops dynamic_routing and routing_pass.
 
 namespace lamina {
-
-using MaybeTensor = std::optional<Tensor>;
 
 class RoutingSteps {
  public:
@@ -19,14 +16,9 @@ class RoutingSteps {
                const MaybeTensor& prior, const MaybeTensor& mask, const std::string& coupling_dim,
                bool leaky)
       : call_(call), like_(u), over_in_(coupling_dim == "in"), leaky_(leaky) {
-    STD_TORCH_CHECK(u.scalar_type() == ScalarType::Float || u.scalar_type() == ScalarType::Double,
-                    "dynamic routing takes float32 and float64");
-    STD_TORCH_CHECK(u.dim() == 3 && (weight.dim() == 4 || weight.dim() == 3),
-                    "dynamic routing takes u [B, I, D] and weight [O, I, E, D] or [O, E, D]");
+    check_routing(u, weight, prior, mask);
     const bool shared = weight.dim() == 3;
     const int64_t last = weight.dim() - 1;
-    STD_TORCH_CHECK(weight.size(last) == u.size(2) && (shared || weight.size(1) == u.size(1)),
-                    "dynamic routing: the capsules of u and weight differ");
     shape_ = {u.scalar_type() == ScalarType::Double,
               u.size(0),
               u.size(1),

@@ -4,8 +4,8 @@
 #include <string>
 
 #include "common/parallel_torch.h"
-#include "common/tensor.h"
 #include "linear/linear.h"
+#include "linear/linear_checks.h"
 #include "linear/linear_kernels.h"
 
 namespace lamina {
@@ -41,31 +41,14 @@ Tensor as_dense(const Tensor& given) {
   return given.is_contiguous() ? given : torch::stable::contiguous(given);
 }
 
-Activation activation_named(const std::string& name) {
-  Activation activation;
-  STD_TORCH_CHECK(parse_activation(name, activation), "linear: unknown activation '", name, "'");
-  return activation;
-}
-
-// Python checks its arguments first; these are for callers of torch.ops.
-void check_type(const char* name, const Tensor& tensor, const Tensor& input) {
-  STD_TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), "linear: ", name,
-                  " must have the dtype of input");
-}
-
 std::tuple<Tensor, Tensor> forward(const Tensor& given_input, const Tensor& weight,
                                    const std::optional<Tensor>& given_bias, std::string name,
                                    double parameter, bool save) {
-  const Activation activation = activation_named(name);
+  const Activation activation = activation_named("linear", name);
+  check_linear(given_input, weight);
+  if (given_bias.has_value()) check_linear_bias(*given_bias, given_input, weight);
   const Rows input = as_rows(given_input);
   const int64_t n = weight.size(0);
-  STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) == input.columns,
-                  "linear: weight must be [N, ", input.columns, "]");
-  check_type("weight", weight, given_input);
-  if (given_bias.has_value()) {
-    check_type("bias", *given_bias, given_input);
-    STD_TORCH_CHECK(given_bias->numel() == n, "linear: bias must have ", n, " elements");
-  }
 
   const auto sizes = given_input.sizes();
   std::vector<int64_t> output_sizes(sizes.begin(), sizes.end());
@@ -106,19 +89,11 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& given_gradient, const 
                                             const Tensor& weight, const Tensor& given_saved,
                                             std::string name, double parameter,
                                             std::vector<bool> needs) {
-  const Activation activation = activation_named(name);
+  const Activation activation = activation_named("linear", name);
+  check_linear_backward(given_gradient, given_input, weight, given_saved, activation, needs);
   const Rows gradient = as_rows(given_gradient), input = as_rows(given_input);
   const Tensor saved = as_dense(given_saved);
   const int64_t m = input.rows, n = weight.size(0), k = weight.size(1);
-  check_type("weight", weight, given_input);
-  check_type("grad", given_gradient, given_input);
-  const int64_t kept = saves_mask(activation)           ? m * ((n + 7) / 8)
-                       : activation == Activation::none ? saved.numel()
-                                                        : m * n;
-  STD_TORCH_CHECK(
-      gradient.rows == m && gradient.columns == n && input.columns == k && saved.numel() == kept,
-      "linear_backward: grad must be [..., N], input [..., K], weight [N, K], and saved "
-      "what the forward pass gave");
 
   // The packers read the weight by its strides, and its gradient takes them where they are dense.
   const bool transposed = weight.stride(0) == 1 && weight.stride(1) == n && n > 1;

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "common/cuda_glue.h"
-#include "common/tensor.h"
 #include "linear/linear.h"
+#include "linear/linear_checks.h"
 
 namespace lamina {
 namespace {
@@ -79,24 +79,12 @@ LinearOutputs plain(const CudaCall& call, const Tensor& output) {
   return {call.pointer(output), nullptr, Activation::none, 0, nullptr, nullptr};
 }
 
-Activation checked_activation(const std::string& name) {
-  Activation activation;
-  STD_TORCH_CHECK(parse_activation(name, activation), "linear: unknown activation ", name);
-  return activation;
-}
-
-void check_shapes(const Tensor& input, const Tensor& weight) {
-  STD_TORCH_CHECK(input.dim() > 0 && weight.dim() == 2 &&
-                      input.size(input.dim() - 1) == weight.size(1) &&
-                      input.scalar_type() == weight.scalar_type(),
-                  "linear: input [..., K] and weight [N, K] of one dtype expected");
-}
-
 std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight,
                                    const std::optional<Tensor>& bias, const std::string& name,
                                    double parameter, bool save) {
-  check_shapes(input, weight);
-  const Activation activation = checked_activation(name);
+  const Activation activation = activation_named("linear", name);
+  check_linear(input, weight);
+  if (bias) check_linear_bias(*bias, input, weight);
   const CudaCall call(input);
   const FloatType type = float_type(input);
   const Matrix x = activations_for(type, input), w = weight_for(type, weight);
@@ -139,8 +127,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& in
                                             const Tensor& weight, const Tensor& saved,
                                             const std::string& name, double parameter,
                                             const std::vector<bool>& needs) {
-  check_shapes(input, weight);
-  const Activation activation = checked_activation(name);
+  const Activation activation = activation_named("linear", name);
+  check_linear_backward(grad, input, weight, saved, activation, needs);
   const CudaCall call(grad);
   const FloatType type = float_type(grad);
   std::tuple<Tensor, Tensor, Tensor> grads;

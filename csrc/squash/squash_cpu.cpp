@@ -5,6 +5,7 @@
 #include "common/parallel_torch.h"
 #include "common/tensor.h"
 #include "squash/squash.h"
+#include "squash/squash_checks.h"
 #include "squash/squash_kernels.h"
 
 namespace lamina {
@@ -15,8 +16,6 @@ constexpr int64_t task_elements = 32 << 10;
 
 Tensor run(const Tensor& input, const Tensor* grad, const std::string& kind, double eps) {
   const bool f64 = input.scalar_type() == ScalarType::Double;
-  STD_TORCH_CHECK(f64 || input.scalar_type() == ScalarType::Float,
-                  "squash on the CPU takes float32 and float64");
   const int64_t dim = input.size(input.dim() - 1), size = input.element_size();
   const int64_t rows = dim == 0 ? 0 : input.numel() / dim;
   Tensor output = torch::stable::new_empty(
@@ -35,10 +34,12 @@ Tensor run(const Tensor& input, const Tensor* grad, const std::string& kind, dou
 }
 
 Tensor forward(const Tensor& input, const std::string& kind, double eps) {
+  check_squash(input);
   return run(as_contiguous(input), nullptr, kind, eps);
 }
 
 Tensor backward(const Tensor& grad, const Tensor& input, const std::string& kind, double eps) {
+  check_squash_backward(grad, input);
   const Tensor dense = as_contiguous(grad);
   return run(as_contiguous(input), &dense, kind, eps);
 }

@@ -5,13 +5,13 @@
 #include <string>
 
 #include "common/cuda_glue.h"
-#include "common/tensor.h"
+#include "squash/squash_checks.h"
 
 namespace lamina {
 namespace {
 
 Tensor forward(const Tensor& given, const std::string& kind, double eps) {
-  STD_TORCH_CHECK(given.dim() > 0, "squash: input must have a dimension");
+  check_squash(given);
   const CudaCall call(given);
   const Tensor input = torch::stable::contiguous(given);
   const Tensor output = torch::stable::empty_like(input);
@@ -25,6 +25,7 @@ Tensor forward(const Tensor& given, const std::string& kind, double eps) {
 
 Tensor backward(const Tensor& given_grad, const Tensor& given, const std::string& kind,
                 double eps) {
+  check_squash_backward(given_grad, given);
   const CudaCall call(given);
   const Tensor grad = torch::stable::contiguous(given_grad);
   const Tensor input = torch::stable::contiguous(given);

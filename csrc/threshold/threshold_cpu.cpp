@@ -1,7 +1,7 @@
 #include <torch/csrc/stable/library.h>
 
+#include "common/check.h"
 #include "common/parallel_torch.h"
-#include "common/tensor.h"
 #include "threshold/threshold.h"
 #include "threshold/threshold_kernels.h"
 
@@ -49,9 +49,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& given, double threshold, bool s
 Tensor backward(const Tensor& grad, const Tensor& mask) {
   const int64_t n = grad.numel(), size = grad.element_size();
   STD_TORCH_CHECK(is_dense(grad), "threshold_backward: grad must fill its memory without gaps");
-  STD_TORCH_CHECK(mask.scalar_type() == ScalarType::Byte && mask.is_contiguous() &&
-                      mask.numel() == mask_bytes(n),
-                  "threshold_backward: mask must be contiguous uint8 with one bit an element");
+  check_mask("threshold_backward: mask", mask, grad, {mask_bytes(n)});
   const FloatType type = float_type(grad);
   Tensor grad_input = torch::stable::empty_like(grad);
   prefer_huge_pages(grad_input);

@@ -2,8 +2,8 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "common/check.h"
 #include "common/cuda_glue.h"
-#include "common/tensor.h"
 #include "threshold/threshold.h"
 
 namespace lamina {
@@ -25,8 +25,7 @@ Tensor backward(const Tensor& grad, const Tensor& mask) {
   const CudaCall call(grad);
   const int64_t n = grad.numel();
   STD_TORCH_CHECK(is_dense(grad), "threshold_backward: grad must fill its memory without gaps");
-  STD_TORCH_CHECK(mask.is_contiguous() && mask.numel() == mask_bytes(n),
-                  "threshold_backward: mask must be contiguous, with one bit an element");
+  check_mask("threshold_backward: mask", mask, grad, {mask_bytes(n)});
   const Tensor grad_input = torch::stable::empty_like(grad);
   launch_threshold_backward(float_type(grad), call.pointer(grad), call.pointer<uint8_t>(mask),
                             call.pointer(grad_input), n, call.stream());

@@ -1,0 +1,22 @@
+#pragma once
+
+#include "common/check.h"
+
+// What squash.h says of its arguments, demanded; for the glue of every device.
+
+namespace lamina {
+
+inline void check_squash(const Tensor& input) {
+  STD_TORCH_CHECK(input.dim() > 0, "squash: input must have a dimension");
+  STD_TORCH_CHECK(
+      input.scalar_type() == ScalarType::Double || input.scalar_type() == ScalarType::Float,
+      "squash: input must be float32 or float64");
+}
+
+inline void check_squash_backward(const Tensor& grad, const Tensor& input) {
+  check_squash(input);
+  check_alike("squash_backward: grad", grad, input);
+  check_sizes("squash_backward: grad", grad, input.sizes());
+}
+
+}  // namespace lamina
