@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+import lamina
 from lamina import demo
+from lamina.cli import main
 from lamina.demo import training
 
 pytestmark = pytest.mark.skipif(
@@ -58,3 +60,10 @@ def test_digits_are_the_real_ones():
     assert pixels.shape == (1797, 64)
     assert labels.bincount().min() > 170
     assert pixels.max() == 1.0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the backend would run")
+def test_a_backend_that_cannot_run_is_named(tmp_path, capsys):
+    with lamina.use_backend("cuda"):
+        assert main(["demo", "--quick", "--out", str(tmp_path)]) == 2
+    assert "backend 'cuda' was asked for" in capsys.readouterr().err

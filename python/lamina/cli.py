@@ -144,7 +144,7 @@ def _demo(args: argparse.Namespace) -> int:
 
     try:
         return 0 if demo(args.quick, args.out, args.device) else 1
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         print(f"lamina demo: {error}", file=sys.stderr)
         return 2
 
