@@ -9,12 +9,13 @@ from math import prod
 import torch
 from torch import Tensor
 
+from .contracts import check_conv2d_backward, check_conv2d_forward
 from .conv2d_config import candidates
 from .conv2d_dz import activation_backward
 from .conv2d_gather import forward_gather
 from .conv2d_product import convolve, input_gradient
 from .conv2d_weight import weight_gradient
-from .epilogue import ACTIVATIONS, new_saved
+from .epilogue import new_saved
 from .launch import Target, refusals, register
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -87,8 +88,8 @@ def conv2d_forward(
     save: bool,
 ) -> tuple[Tensor, Tensor]:
     """Returns act(conv2d(input, weight) + bias + residual) and what the backward needs of it."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    windows = stride, padding, dilation
+    check_conv2d_forward(input, weight, bias, residual, windows, groups, activation, channels_last)
     output = new_output(input, weight, stride, padding, dilation, channels_last)
     images, outs, height, width = output.shape
     pixels = images * height * width
@@ -137,6 +138,8 @@ def conv2d_backward(
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of input, weight, bias and residual; None for what is not needed."""
+    windows = stride, padding, dilation
+    check_conv2d_backward(grad, input, weight, saved, windows, groups, activation, channels_last)
     needs_input, needs_weight, needs_bias, needs_residual = needs
     grad = strides_as(grad, channels_last)
     # The gradient of a residual is dz itself, which must not be the incoming gradient.
@@ -145,7 +148,7 @@ def conv2d_backward(
         grad, saved, activation, parameter, channels_last, has_dz, needs_bias
     )
     input_grad, weight_grad = None, None
-    geometry = (stride, padding, dilation, groups)
+    geometry = (*windows, groups)
     if needs_input:
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         input_grad = torch.empty_like(input, memory_format=memory_format)
@@ -184,7 +187,8 @@ def offline_calls(target: Target, every: bool) -> Iterator[tuple[str, Callable[[
         geometry = ([stride] * 2, [padding] * 2, [1, 1], groups)
         options = (*geometry, "relu", 0.0, "auto", True)
         y = new_output(x, weight, *geometry[:3], True)
-        saved = torch.empty(y.numel() // 8, dtype=torch.uint8, device="meta")
+        pixels, outs = y.numel() // y.size(1), y.size(1)
+        saved = torch.empty(pixels, outs // 8, dtype=torch.uint8, device="meta")
         yield name, partial(conv2d_forward, x, weight, bias, y, *options, True)
         yield name, partial(conv2d_backward, y, x, weight, saved, *options, [True] * 4)
 

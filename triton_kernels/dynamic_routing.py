@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from .contracts import check_dynamic_routing, check_dynamic_routing_backward
 from .launch import Target, register
 from .routing import Routing, unsupported
 from .sums import ordered_sum
@@ -33,6 +34,7 @@ def dynamic_routing_forward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Returns v [B, O, E], and if asked for s of every iteration and the last couplings."""
     routing = Routing(u, weight, prior, mask, leaky, scale, coupling_dim)
+    check_dynamic_routing(u, weight, bias, iterations)
     b, i, o, e, _ = routing.sizes
     output = u.new_empty((b, o, e))
     s = u.new_empty((iterations, b, o, e)) if save else None
@@ -68,6 +70,7 @@ def dynamic_routing_backward(
     """Gradients of u, weight, bias and prior; None for what is not needed."""
     needs_u, needs_weight, needs_bias, needs_prior = needs
     routing = Routing(u, weight, prior, mask, leaky, scale, coupling_dim)
+    check_dynamic_routing_backward(grad, u, weight, bias, s)
     iterations = s.size(0)
     v = torch.zeros_like(s)
     for t in range(iterations - 1):

@@ -9,7 +9,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from .epilogue import ACTIVATIONS, new_saved
+from .contracts import check_linear, check_linear_backward
+from .epilogue import new_saved
 from .gemm import gemm
 from .gemm_config import candidates
 from .launch import Target, refusals, register
@@ -37,8 +38,7 @@ def linear_forward(
     save: bool,
 ) -> tuple[Tensor, Tensor]:
     """Returns act(input @ weight.T + bias) and what the backward needs of it."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    check_linear(input, weight, bias, activation)
     n, rows = weight.size(0), prod(input.shape[:-1])
     output = input.new_empty((*input.shape[:-1], n))
     saved = new_saved(output, (rows, n), activation, save)
@@ -64,6 +64,7 @@ def linear_backward(
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of input, weight and bias; None for what is not needed."""
+    check_linear_backward(grad, input, weight, saved, activation)
     grad_input = input.new_empty(input.shape) if needs[0] else None
     grad_weight = torch.empty_like(weight) if needs[1] else None
     dz, grad_bias = activation_backward(

@@ -9,6 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
+from .contracts import check_routing
 from .epilogue import compute_type
 from .gemm_config import precision_of
 from .launch import launch, refusals, target_of
@@ -71,6 +72,7 @@ class Routing:
         scale: float,
         coupling_dim: str,
     ) -> None:
+        check_routing(u, weight, prior, mask)
         if reasons := unsupported(u, weight):
             raise ValueError("; ".join(reasons))
         self.u, self.weight = u, weight

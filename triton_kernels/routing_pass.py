@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
+from .contracts import check_vectors
 from .launch import Target, register
 from .routing import Routing, unsupported
 from .sums import ordered_sum
@@ -25,6 +26,8 @@ def routing_pass_forward(
 ) -> Tensor:
     """s [B, O, E], the weighted sums of the votes."""
     routing = Routing(u, weight, prior, mask, leaky, scale, coupling_dim)
+    if v is not None:
+        check_vectors("v", v, u, weight)
     sums = routing.weighted_sums(None if v is None else v.contiguous())
     return ordered_sum(sums, sums.new_empty(sums.shape[1:]))
 
@@ -44,9 +47,12 @@ def routing_pass_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of u, weight, v and prior; None for what is not needed."""
     needs_u, needs_weight, needs_v, needs_prior = needs
+    routing = Routing(u, weight, prior, mask, leaky, scale, coupling_dim)
+    check_vectors("grad", grad, u, weight)
+    if v is not None:
+        check_vectors("v", v, u, weight)
     grad = grad.contiguous()
     v = None if v is None else v.contiguous()
-    routing = Routing(u, weight, prior, mask, leaky, scale, coupling_dim)
     statistics = routing.new_statistics(1)
     if statistics is not None:
         routing.statistics(v, grad, statistics[0])

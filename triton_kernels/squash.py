@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .contracts import check_squash
 from .epilogue import compute_type, tanh
 from .launch import Target, launch, refusals, register
 
@@ -112,10 +113,12 @@ def _launch_rows(
 
 def squash_forward(input: Tensor, kind: str, eps: float) -> Tensor:
     """f(|s|^2) s for the vectors along the last dimension; contiguous."""
+    check_squash(input)
     return _launch_rows(squash_kernel, (input.contiguous(),), kind, eps)
 
 
 def squash_backward(grad: Tensor, input: Tensor, kind: str, eps: float) -> Tensor:
+    check_squash(input, grad)
     return _launch_rows(squash_backward_kernel, (grad.contiguous(), input.contiguous()), kind, eps)
 
 

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .contracts import check_threshold_backward
 from .epilogue import compute_type
 from .launch import Target, launch, refusals, register
 
@@ -113,6 +114,7 @@ def threshold_forward(input: Tensor, threshold: float, save_mask: bool) -> tuple
 
 def threshold_backward(grad: Tensor, mask: Tensor) -> Tensor:
     """Returns grad where the mask's bit is set and 0 elsewhere; `grad` is dense."""
+    check_threshold_backward(grad, mask)
     output = torch.empty_like(grad)
     size = grad.numel()
     launch(
