@@ -92,8 +92,8 @@ def check_conv2d(
     check_activation(activation)
     _demand(input.dim() == weight.dim() == 4, "input and weight", "have 4 dimensions")
     for name, pair, least in zip(("stride", "padding", "dilation"), windows, (1, 0, 1)):
-        fits = len(pair) == 2 and min(pair) >= least
-        _demand(fits, name, f"be two numbers, at least {least}, got {list(pair)}")
+        fits = len(pair) == 2 and least <= min(pair) and max(pair) < 1 << 31
+        _demand(fits, name, f"be two numbers from {least} to {(1 << 31) - 1}, got {list(pair)}")
     outs, _, *kernel = weight.shape
     _demand(groups > 0 and outs > 0 and outs % groups == 0, "groups", "divide the filters")
     _alike("weight", weight, input, outs, input.size(1) // groups, *kernel)

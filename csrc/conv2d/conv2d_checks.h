@@ -11,8 +11,10 @@ namespace lamina {
 
 // One dimension of the windows: a pair for the vertical and the horizontal direction.
 inline void check_pair(const char* name, const std::vector<int64_t>& pair, int64_t least) {
-  STD_TORCH_CHECK(pair.size() == 2 && pair[0] >= least && pair[1] >= least, name,
-                  " must be two numbers, at least ", least, ", got ", shown(pair));
+  constexpr int64_t most = (int64_t{1} << 31) - 1;  // so that sums of products stay in 64 bits
+  const auto fits = [&](int64_t number) { return least <= number && number <= most; };
+  STD_TORCH_CHECK(pair.size() == 2 && fits(pair[0]) && fits(pair[1]), name,
+                  " must be two numbers from ", least, " to ", most, ", got ", shown(pair));
 }
 
 inline void check_conv2d(const Tensor& input, const Tensor& weight,
