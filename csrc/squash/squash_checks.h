@@ -8,9 +8,6 @@ namespace lamina {
 
 inline void check_squash(const Tensor& input) {
   STD_TORCH_CHECK(input.dim() > 0, "squash: input must have a dimension");
-  STD_TORCH_CHECK(
-      input.scalar_type() == ScalarType::Double || input.scalar_type() == ScalarType::Float,
-      "squash: input must be float32 or float64");
 }
 
 inline void check_squash_backward(const Tensor& grad, const Tensor& input) {

@@ -16,6 +16,8 @@ constexpr int64_t task_elements = 32 << 10;
 
 Tensor run(const Tensor& input, const Tensor* grad, const std::string& kind, double eps) {
   const bool f64 = input.scalar_type() == ScalarType::Double;
+  STD_TORCH_CHECK(f64 || input.scalar_type() == ScalarType::Float,
+                  "squash on the CPU takes float32 and float64");
   const int64_t dim = input.size(input.dim() - 1), size = input.element_size();
   const int64_t rows = dim == 0 ? 0 : input.numel() / dim;
   Tensor output = torch::stable::new_empty(
