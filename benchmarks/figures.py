@@ -85,8 +85,15 @@ LINES = (
     Line("conv2d", "+ relu, 7x7 stride 2 of 3 channels", ("8x3x224²*",), "the same", PLAIN),
     Line(
         "conv2d",
-        "+ relu, 3x3 stride 2, 5x5, 1x7 (run by ATen)",
-        ("8x* 3x3 * stride 2", "8x* 5x5 *", "8x* 1x7 *"),
+        "+ relu, 3x3 stride 2, 64 and 128 channels",
+        ("8x64x* 3x3 * stride 2", "8x128x* 3x3 * stride 2"),
+        "the same",
+        PLAIN,
+    ),
+    Line(
+        "conv2d",
+        "+ relu, 3x3 stride 2 of 256 channels, 5x5, 1x7 (run by ATen)",
+        ("8x256x* 3x3 * stride 2", "8x* 5x5 *", "8x* 1x7 *"),
         "the same",
         PLAIN,
     ),

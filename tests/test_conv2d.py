@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 
 import pytest
 import torch
@@ -360,16 +361,20 @@ def test_batch_norm_folds_into_the_convolution(backend):
 
 @pytest.mark.skipif(bool(lamina.backends.missing["cpp"]), reason="the C++ module is not built")
 @pytest.mark.parametrize(
-    ("images", "channels", "size", "layout", "chosen"),
+    ("isa", "images", "channels", "size", "layout", "chosen"),
     [
-        (8, 64, 28, torch.contiguous_format, "cpp"),
-        (7, 64, 28, torch.contiguous_format, "reference"),
-        (8, 63, 28, torch.contiguous_format, "reference"),
-        (8, 64, 26, torch.contiguous_format, "reference"),
-        (8, 64, 28, torch.channels_last, "reference"),
+        ("avx512", 8, 64, 28, torch.contiguous_format, "cpp"),
+        ("avx2", 8, 64, 28, torch.contiguous_format, "reference"),
+        ("avx512", 7, 64, 28, torch.contiguous_format, "reference"),
+        ("avx512", 8, 63, 28, torch.contiguous_format, "reference"),
+        ("avx512", 8, 64, 26, torch.contiguous_format, "reference"),
+        ("avx512", 8, 64, 28, torch.channels_last, "reference"),
     ],
 )
-def test_strided_3x3_goes_where_it_was_measured_faster(images, channels, size, layout, chosen):
+def test_strided_3x3_goes_where_it_was_measured_faster(
+    monkeypatch, isa, images, channels, size, layout, chosen
+):
+    monkeypatch.setattr(sys.modules["lamina.layers.conv2d"], "ISA", isa)
     input = torch.randn(images, channels, size, size).contiguous(memory_format=layout)
     weight = torch.randn(64, channels, 3, 3)
     (decision,) = lamina.explain(lamina.functional.conv2d, input, weight, stride=2, padding=1)

@@ -73,5 +73,8 @@ _C = importlib.import_module("lamina._C") if importlib.util.find_spec("lamina._C
 if _C is not None:
     _check_isa(os.environ.get("LAMINA_ISA"), _C.isa())
 
+ISA: str | None = _C.isa() if _C is not None else None
+"""The instruction set that the C++ kernels run with."""
+
 MULTIPLIES_BF16 = bool(_C) and _C.multiplies_bf16
 """Whether the CPU has bf16 products, which ATen makes use of and our kernels do not."""
