@@ -66,7 +66,7 @@ class Version:
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self.about = self.ask(threads=threads)
+        self.threads = self.ask(threads=threads)["threads"]
 
     def ask(self, **question: object) -> dict:
         """One line of JSON there, one back."""
@@ -101,7 +101,6 @@ def serve() -> None:
     import torch
 
     from lamina.bench import timing
-    from lamina.info import versions as known
     from lamina.spec import specs
 
     answers = sys.stdout
@@ -113,7 +112,7 @@ def serve() -> None:
     question = json.loads(sys.stdin.readline())
     if question["threads"]:
         torch.set_num_threads(question["threads"])
-    answer(lamina=known()["lamina"], threads=torch.get_num_threads())
+    answer(threads=torch.get_num_threads())
     cpu = torch.device("cpu")
     measure = None
     for line in sys.stdin:
@@ -190,7 +189,7 @@ def compare(args: argparse.Namespace) -> None:
                     ]
                 )
         header = ["shape", "mode", "before ms", "after ms", "before / after", "results"]
-        title = f"{args.op} {dtype}, {pair[0].about['threads']} threads: "
+        title = f"{args.op} {dtype}, {pair[0].threads} threads: "
         title += f"{args.before} -> {args.after or 'what is installed'}"
         print_table(title, header, rows, right=2)
 
