@@ -40,6 +40,12 @@ inline void check_alike(const char* name, const Tensor& tensor, const Tensor& ma
                   name, " must have the dtype and the device of the other tensors");
 }
 
+template <class List = Sizes>
+void check_alike(const char* name, const Tensor& tensor, const Tensor& main, const List& sizes) {
+  check_alike(name, tensor, main);
+  check_sizes(name, tensor, sizes);
+}
+
 inline void check_contiguous(const char* name, const Tensor& tensor) {
   STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
 }

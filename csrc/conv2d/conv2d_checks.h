@@ -39,13 +39,6 @@ inline void check_conv2d(const Tensor& input, const Tensor& weight,
   }
 }
 
-// A tensor like the output, beside `input`.
-inline void check_output_like(const char* name, const Tensor& tensor, const Tensor& input,
-                              const std::vector<int64_t>& output_sizes) {
-  check_alike(name, tensor, input);
-  check_sizes(name, tensor, output_sizes);
-}
-
 // What the forward pass saved.
 inline void check_saved(const Tensor& saved, const Tensor& input, Activation activation,
                         const std::vector<int64_t>& output_sizes, bool channels_last) {
@@ -54,7 +47,7 @@ inline void check_saved(const Tensor& saved, const Tensor& input, Activation act
     return;
   }
   if (!saves_mask(activation)) {
-    check_output_like("conv2d_backward: saved", saved, input, output_sizes);
+    check_alike("conv2d_backward: saved", saved, input, output_sizes);
     return;
   }
   const int64_t pixels = output_sizes[0] * output_sizes[2] * output_sizes[3];

@@ -75,10 +75,6 @@ Tensor empty_images(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t
   return torch::stable::transpose(torch::stable::transpose(made, 2, 3), 1, 2);
 }
 
-Tensor as_dense(const Tensor& given) {
-  return given.is_contiguous() ? given : torch::stable::contiguous(given);
-}
-
 const void* data_or_null(const std::optional<Tensor>& tensor) {
   return tensor.has_value() ? tensor->data_ptr() : nullptr;
 }
@@ -95,14 +91,14 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& given_weig
   const Conv2dShape& shape = args.shape;
   args.activation = activation_named("conv2d", activation);
   args.parameter = parameter;
-  const Tensor weight = as_dense(given_weight);
+  const Tensor weight = as_contiguous(given_weight);
   std::optional<Tensor> bias;
   if (given_bias.has_value()) {
-    check_output_like("conv2d: bias", *given_bias, input, {shape.outs});
-    bias = as_dense(*given_bias);
+    check_alike("conv2d: bias", *given_bias, input, {shape.outs});
+    bias = as_contiguous(*given_bias);
   }
   if (residual.has_value()) {
-    check_output_like("conv2d: residual", *residual, input, output_sizes(shape));
+    check_alike("conv2d: residual", *residual, input, output_sizes(shape));
     check_layout("conv2d: residual", *residual, channels_last);
   }
 
@@ -142,12 +138,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& gradient, cons
   args.activation = activation_named("conv2d", activation);
   args.parameter = parameter;
   check_needs("conv2d_backward", needs, 4);
-  check_output_like("conv2d_backward: grad", gradient, input, output_sizes(shape));
+  check_alike("conv2d_backward: grad", gradient, input, output_sizes(shape));
   check_layout("conv2d_backward: grad", gradient, channels_last);
   check_saved(saved, input, args.activation, output_sizes(shape), channels_last);
   if (saves_preactivation(args.activation) || saves_output(args.activation))
     check_layout("conv2d_backward: saved", saved, channels_last);
-  const Tensor weight = as_dense(given_weight);
+  const Tensor weight = as_contiguous(given_weight);
 
   Tensor grad_input, grad_weight, grad_bias, grad_residual, sums;
   if (needs[0])

@@ -143,8 +143,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight,
   const Activation activation = activation_named("conv2d", name);
   const CudaCall call(input);
   const Convolution conv(call, input, weight, stride, padding, dilation, groups);
-  if (bias) check_output_like("conv2d: bias", *bias, input, {conv.outs});
-  if (residual) check_output_like("conv2d: residual", *residual, input, conv.output_sizes());
+  if (bias) check_alike("conv2d: bias", *bias, input, {conv.outs});
+  if (residual) check_alike("conv2d: residual", *residual, input, conv.output_sizes());
   const Tensor output = new_images(input, conv.output_sizes(), channels_last);
   const int64_t pixels = conv.images * conv.out_pixels();
   const bool save_mask = save && saves_mask(activation);
@@ -230,7 +230,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   const CudaCall call(given);
   const Convolution conv(call, input, weight, stride, padding, dilation, groups);
   check_needs("conv2d_backward", needs, 4);
-  check_output_like("conv2d_backward: grad", given, input, conv.output_sizes());
+  check_alike("conv2d_backward: grad", given, input, conv.output_sizes());
   check_saved(saved, input, activation, conv.output_sizes(), channels_last);
   const Tensor grad = torch::stable::contiguous(given, format(channels_last));
   const Tensor kept =

@@ -15,7 +15,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& u, const Tensor& weight
                                            double eps, bool save, bool return_couplings) {
   RoutingForward args{};
   args.inputs = routing_inputs(u, weight, prior, mask, coupling_dim, leaky, scale);
-  check_forward(u, weight, bias, iterations);
+  check_dynamic_routing_forward(u, weight, bias, iterations);
   const RoutingInputs& in = args.inputs;
   args.iterations = static_cast<int>(iterations);
   args.accumulate = accumulate;
@@ -43,7 +43,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     const std::string& squash, double eps, std::vector<bool> needs) {
   RoutingBackward args{};
   args.inputs = routing_inputs(u, weight, prior, mask, coupling_dim, leaky, scale);
-  check_backward(grad, u, weight, bias, s, needs);
+  check_dynamic_routing_backward(grad, u, weight, bias, s, needs);
   const Tensor dense = as_contiguous(grad);
   args.iterations = static_cast<int>(s.size(0));
   args.accumulate = accumulate;

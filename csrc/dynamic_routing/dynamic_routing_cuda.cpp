@@ -18,7 +18,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& u, const Tensor& weight
                                            double eps, bool save, bool return_couplings) {
   const CudaCall call(u);
   const RoutingSteps steps(call, u, weight, prior, mask, coupling_dim, leaky);
-  check_forward(u, weight, bias, iterations);
+  check_dynamic_routing_forward(u, weight, bias, iterations);
   const RoutingShape& shape = steps.shape();
   const void* bias_data = bias ? steps.pointer(*bias) : nullptr;
   const Tensor links = steps.empty(shape.links());
@@ -59,7 +59,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     const std::string& squash, double eps, const std::vector<bool>& needs) {
   const CudaCall call(u);
   const RoutingSteps steps(call, u, weight, prior, mask, coupling_dim, leaky);
-  check_backward(grad, u, weight, bias, s, needs);
+  check_dynamic_routing_backward(grad, u, weight, bias, s, needs);
   const RoutingShape& shape = steps.shape();
   const RoutingSquash squashing{squash_kind(squash), eps};
   const int r = static_cast<int>(s.size(0));

@@ -13,8 +13,7 @@ using MaybeTensor = std::optional<Tensor>;
 
 // One that lies beside u and is read as it lies.
 inline void check_routed(const char* name, const Tensor& tensor, const Tensor& u, Sizes sizes) {
-  check_alike(name, tensor, u);
-  check_sizes(name, tensor, sizes);
+  check_alike(name, tensor, u, sizes);
   check_contiguous(name, tensor);
 }
 
@@ -42,8 +41,7 @@ inline void check_routing(const Tensor& u, const Tensor& weight, const MaybeTens
 // A tensor [B, O, E], of any strides.
 inline void check_vectors(const char* name, const Tensor& vectors, const Tensor& u,
                           const Tensor& weight) {
-  check_alike(name, vectors, u);
-  check_sizes(name, vectors, {u.size(0), weight.size(0), weight.size(weight.dim() - 2)});
+  check_alike(name, vectors, u, {u.size(0), weight.size(0), weight.size(weight.dim() - 2)});
 }
 
 }  // namespace lamina

@@ -11,10 +11,6 @@ namespace {
 
 using Ints = std::vector<int64_t>;
 
-Tensor as_dense(const Tensor& given) {
-  return given.is_contiguous() ? given : torch::stable::contiguous(given);
-}
-
 void check_pairs(const Ints& kernel, const Ints& dilation, const Ints& padding,
                  const Ints& stride) {
   check_pair("im2col: kernel", kernel, 1);
@@ -47,7 +43,7 @@ Tensor columns_of(const Tensor& given, Ints kernel, Ints dilation, Ints padding,
   check_pairs(kernel, dilation, padding, stride);
   STD_TORCH_CHECK(given.dim() == 4, "im2col: the image must be [N, C, H, W], got ",
                   shown(given.sizes()));
-  const Tensor image = as_dense(given);
+  const Tensor image = as_contiguous(given);
   Im2col args = window(image, image.size(0) * image.size(1), image.size(2), image.size(3), kernel,
                        dilation, padding, stride);
   Tensor columns = torch::stable::new_empty(
@@ -66,7 +62,7 @@ Tensor image_of(const Tensor& given, Ints size, Ints kernel, Ints dilation, Ints
   check_pair("im2col: size", size, 1);
   STD_TORCH_CHECK(given.dim() == 3, "im2col: columns must be [N, C * R * S, L], got ",
                   shown(given.sizes()));
-  const Tensor columns = as_dense(given);
+  const Tensor columns = as_contiguous(given);
   const int64_t taps = kernel[0] * kernel[1], channels = columns.size(1) / taps;
   Im2col args = window(columns, columns.size(0) * channels, size[0], size[1], kernel, dilation,
                        padding, stride);

@@ -17,8 +17,7 @@ inline void check_linear(const Tensor& input, const Tensor& weight) {
 }
 
 inline void check_linear_bias(const Tensor& bias, const Tensor& input, const Tensor& weight) {
-  check_alike("linear: bias", bias, input);
-  check_sizes("linear: bias", bias, {weight.size(0)});
+  check_alike("linear: bias", bias, input, {weight.size(0)});
 }
 
 inline void check_linear_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
@@ -28,8 +27,7 @@ inline void check_linear_backward(const Tensor& grad, const Tensor& input, const
   check_needs("linear_backward", needs, 3);
   std::vector<int64_t> sizes(input.sizes().begin(), input.sizes().end());
   sizes.back() = weight.size(0);
-  check_alike("linear_backward: grad", grad, input);
-  check_sizes("linear_backward: grad", grad, sizes);
+  check_alike("linear_backward: grad", grad, input, sizes);
   if (activation == Activation::none) {
     check_nothing("linear_backward: saved", saved);
   } else if (saves_mask(activation)) {
@@ -37,8 +35,7 @@ inline void check_linear_backward(const Tensor& grad, const Tensor& input, const
     for (size_t d = 0; d + 1 < sizes.size(); ++d) rows *= sizes[d];
     check_mask("linear_backward: saved", saved, input, {rows, (sizes.back() + 7) / 8});
   } else {
-    check_alike("linear_backward: saved", saved, input);
-    check_sizes("linear_backward: saved", saved, sizes);
+    check_alike("linear_backward: saved", saved, input, sizes);
   }
 }
 

@@ -37,10 +37,6 @@ Rows as_rows(const Tensor& given) {
   return {torch::stable::contiguous(given), rows, columns, columns, 1};
 }
 
-Tensor as_dense(const Tensor& given) {
-  return given.is_contiguous() ? given : torch::stable::contiguous(given);
-}
-
 std::tuple<Tensor, Tensor> forward(const Tensor& given_input, const Tensor& weight,
                                    const std::optional<Tensor>& given_bias, std::string name,
                                    double parameter, bool save) {
@@ -63,7 +59,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& given_input, const Tensor& weig
   if (preactivation) prefer_huge_pages(saved);
 
   std::optional<Tensor> bias;
-  if (given_bias.has_value()) bias = as_dense(*given_bias);
+  if (given_bias.has_value()) bias = as_contiguous(*given_bias);
   LinearForward args;
   args.type = float_type(given_input);
   args.m = input.rows;
@@ -92,7 +88,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& given_gradient, const 
   const Activation activation = activation_named("linear", name);
   check_linear_backward(given_gradient, given_input, weight, given_saved, activation, needs);
   const Rows gradient = as_rows(given_gradient), input = as_rows(given_input);
-  const Tensor saved = as_dense(given_saved);
+  const Tensor saved = as_contiguous(given_saved);
   const int64_t m = input.rows, n = weight.size(0), k = weight.size(1);
 
   // The packers read the weight by its strides, and its gradient takes them where they are dense.

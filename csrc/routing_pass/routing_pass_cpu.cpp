@@ -12,7 +12,7 @@ Tensor forward(const Tensor& u, const Tensor& weight, const MaybeTensor& v,
                bool leaky, double scale) {
   RoutingForward args{};
   args.inputs = routing_inputs(u, weight, prior, mask, coupling_dim, leaky, scale);
-  check_v(u, weight, v);
+  check_routing_pass_v(u, weight, v);
   args.v = data_or_null(v);
   const RoutingInputs& in = args.inputs;
   Tensor s = empty_for_routing(u, {in.batch, in.out_capsules, in.out_dim});
@@ -29,7 +29,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
                                                     double scale, std::vector<bool> needs) {
   RoutingBackward args{};
   args.inputs = routing_inputs(u, weight, prior, mask, coupling_dim, leaky, scale);
-  check_backward(grad, u, weight, v, s, needs);
+  check_routing_pass_backward(grad, u, weight, v, s, needs);
   args.v = data_or_null(v);
   const Tensor dense = as_contiguous(grad);
   args.s = s.data_ptr();

@@ -24,7 +24,7 @@ Tensor forward(const Tensor& u, const Tensor& weight, const MaybeTensor& v,
                bool leaky, double scale) {
   const CudaCall call(u);
   const RoutingSteps steps(call, u, weight, prior, mask, coupling_dim, leaky);
-  check_v(u, weight, v);
+  check_routing_pass_v(u, weight, v);
   const Tensor links = steps.empty(steps.shape().links());
   const Tensor vectors = steps.empty(steps.shape().vectors());
   if (v) load_scaled(steps, *v, scale, steps.pointer(vectors));
@@ -42,7 +42,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
                                                     double scale, const std::vector<bool>& needs) {
   const CudaCall call(u);
   const RoutingSteps steps(call, u, weight, prior, mask, coupling_dim, leaky);
-  check_backward(grad, u, weight, v, s, needs);
+  check_routing_pass_backward(grad, u, weight, v, s, needs);
   const RoutingShape& shape = steps.shape();
   const bool need_v = needs[2] && v, need_prior = needs[3] && prior;
   // The gradient of the votes is c grad + beta (scale v).

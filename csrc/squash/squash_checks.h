@@ -12,8 +12,7 @@ inline void check_squash(const Tensor& input) {
 
 inline void check_squash_backward(const Tensor& grad, const Tensor& input) {
   check_squash(input);
-  check_alike("squash_backward: grad", grad, input);
-  check_sizes("squash_backward: grad", grad, input.sizes());
+  check_alike("squash_backward: grad", grad, input, input.sizes());
 }
 
 }  // namespace lamina
