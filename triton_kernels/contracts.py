@@ -12,6 +12,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from lamina.windows import positions
+
 from .epilogue import ACTIVATIONS, MASKED
 
 
@@ -98,16 +100,14 @@ def check_conv2d(
     _demand(groups > 0 and outs > 0 and outs % groups == 0, "groups", "divide the filters")
     _alike("weight", weight, input, outs, input.size(1) // groups, *kernel)
     _demand(input.size(1) % groups == 0, "groups", "divide the channels")
-    sizes = [
-        (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
-        for size, taps, stride, padding, dilation in zip(input.shape[2:], kernel, *windows)
-    ]
+    stride, padding, dilation = windows
+    sizes = positions(input.shape[2:], kernel, dilation, padding, stride)
     fits = min(kernel) > 0 and min(sizes) > 0
     _demand(fits, "weight", "have taps, not more than the padded input has pixels")
     return input.size(0), outs, *sizes
 
 
-def check_like_output(
+def _like_output(
     name: str, tensor: Tensor, input: Tensor, sizes: tuple[int, ...], channels_last: bool
 ) -> None:
     """A tensor of the sizes and in the layout of conv2d's output."""
@@ -116,43 +116,36 @@ def check_like_output(
     _demand(tensor.is_contiguous(memory_format=layout), name, f"be in {layout}")
 
 
-def check_conv2d_forward(
-    input: Tensor,
-    weight: Tensor,
+def check_conv2d_added(
     bias: Tensor | None,
     residual: Tensor | None,
-    windows: Windows,
-    groups: int,
-    activation: str,
+    input: Tensor,
+    sizes: tuple[int, ...],
     channels_last: bool,
 ) -> None:
-    """bias [K], residual like the output."""
-    sizes = check_conv2d(input, weight, windows, groups, activation)
+    """bias [K], residual like the output, whose sizes check_conv2d gave."""
     if bias is not None:
         _alike("bias", bias, input, sizes[1])
     if residual is not None:
-        check_like_output("residual", residual, input, sizes, channels_last)
+        _like_output("residual", residual, input, sizes, channels_last)
 
 
 def check_conv2d_backward(
     grad: Tensor,
-    input: Tensor,
-    weight: Tensor,
     saved: Tensor,
-    windows: Windows,
-    groups: int,
+    input: Tensor,
+    sizes: tuple[int, ...],
     activation: str,
     channels_last: bool,
 ) -> None:
-    """grad like the output, and saved what the forward pass gave."""
-    sizes = check_conv2d(input, weight, windows, groups, activation)
-    check_like_output("grad", grad, input, sizes, channels_last)
+    """grad like the output, whose sizes check_conv2d gave; saved what the forward pass gave."""
+    _like_output("grad", grad, input, sizes, channels_last)
     if activation in MASKED:
         pixels = sizes[0] * sizes[2] * sizes[3]
         rows, bits = (pixels, sizes[1]) if channels_last else (sizes[1], pixels)
         _mask("saved", saved, input, rows, (bits + 7) // 8)
     elif activation != "none":
-        check_like_output("saved", saved, input, sizes, channels_last)
+        _like_output("saved", saved, input, sizes, channels_last)
 
 
 def check_routing(u: Tensor, weight: Tensor, prior: Tensor | None, mask: Tensor | None) -> None:

@@ -9,7 +9,9 @@ from math import prod
 import torch
 from torch import Tensor
 
-from .contracts import check_conv2d_backward, check_conv2d_forward
+from lamina.windows import positions
+
+from .contracts import check_conv2d, check_conv2d_added, check_conv2d_backward
 from .conv2d_config import candidates
 from .conv2d_dz import activation_backward
 from .conv2d_gather import forward_gather
@@ -58,12 +60,7 @@ def new_output(
     dilation: Sequence[int],
     channels_last: bool,
 ) -> Tensor:
-    height, width = (
-        (input.size(d + 2) + 2 * padding[d] - dilation[d] * (weight.size(d + 2) - 1) - 1)
-        // stride[d]
-        + 1
-        for d in (0, 1)
-    )
+    height, width = positions(input.shape[2:], weight.shape[2:], dilation, padding, stride)
     return torch.empty(
         (input.size(0), weight.size(0), height, width),
         dtype=input.dtype,
@@ -89,7 +86,8 @@ def conv2d_forward(
 ) -> tuple[Tensor, Tensor]:
     """Returns act(conv2d(input, weight) + bias + residual) and what the backward needs of it."""
     windows = stride, padding, dilation
-    check_conv2d_forward(input, weight, bias, residual, windows, groups, activation, channels_last)
+    sizes = check_conv2d(input, weight, windows, groups, activation)
+    check_conv2d_added(bias, residual, input, sizes, channels_last)
     output = new_output(input, weight, stride, padding, dilation, channels_last)
     images, outs, height, width = output.shape
     pixels = images * height * width
@@ -97,10 +95,10 @@ def conv2d_forward(
     saved = new_saved(output, bits, activation, save)
     columns, channels = weight.size(0) // groups, weight.size(1)
     k, c, r, s = weight.stride()
-    sizes = zip(output.shape[2:], input.shape[2:], weight.shape[2:], strict=True)
+    spans = zip(output.shape[2:], input.shape[2:], weight.shape[2:], strict=True)
     y, x = (
-        forward_gather(*size, *step)
-        for size, step in zip(sizes, zip(stride, padding, dilation, strict=True), strict=True)
+        forward_gather(*span, *step)
+        for span, step in zip(spans, zip(stride, padding, dilation, strict=True), strict=True)
     )
     convolve(
         strides_as(output, channels_last),
@@ -139,7 +137,8 @@ def conv2d_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of input, weight, bias and residual; None for what is not needed."""
     windows = stride, padding, dilation
-    check_conv2d_backward(grad, input, weight, saved, windows, groups, activation, channels_last)
+    sizes = check_conv2d(input, weight, windows, groups, activation)
+    check_conv2d_backward(grad, saved, input, sizes, activation, channels_last)
     needs_input, needs_weight, needs_bias, needs_residual = needs
     grad = strides_as(grad, channels_last)
     # The gradient of a residual is dz itself, which must not be the incoming gradient.
