@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import lamina
 from lamina import backends
@@ -197,6 +198,24 @@ def test_only_what_is_needed_is_computed(spec):
                 assert grad.shape == leaf.shape
                 for found in given:
                     assert sum(g is not None for g in found) == 1, sample.name
+
+
+@ops
+def test_flops_are_the_reference_s(spec):
+    """FlopCounterMode finds in the kernels' calls the products that it finds in plain torch."""
+    if backends.BACKENDS["cpp"].missing:
+        pytest.skip(backends.BACKENDS["cpp"].missing)
+    for sample in spec.samples(torch.float32, CPU):
+        counts = []
+        for name in ("reference", "cpp"):
+            with lamina.use_backend(name):
+                if supported(spec, sample):
+                    with FlopCounterMode(display=False) as counter:
+                        run(spec.functional, sample)
+                    counts.append(counter.get_total_flops())
+        if "groups" in sample.kwargs or counts[0] == 0:
+            continue  # torch counts a grouped weight's gradient as if there were no groups.
+        assert len(set(counts)) == 1, (sample.name, counts)
 
 
 @ops

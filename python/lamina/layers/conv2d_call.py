@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from lamina.activations import (
 )
 from lamina.backends import kernels
 from lamina.double_backward import partial_gradients
-from lamina.fakes import fake
+from lamina.fakes import fake, flops
 from lamina.windows import Pair, positions
 
 
@@ -104,6 +105,18 @@ def _backward_fake(
         weight.new_empty(weight.shape[0]) if needs[2] else None,
         torch.empty_like(grad, memory_format=memory_format) if needs[3] else None,
     )
+
+
+@flops("conv2d_forward")
+def _forward_flops(input: torch.Size, weight: torch.Size, *call: Any, out_shape: Any) -> int:
+    return 2 * math.prod(out_shape[0]) * math.prod(weight[1:])
+
+
+@flops("conv2d_backward")
+def _backward_flops(
+    grad: torch.Size, input: torch.Size, weight: torch.Size, *call: Any, out_shape: Any
+) -> int:
+    return 2 * math.prod(grad) * math.prod(weight[1:]) * sum(call[-1][:2])
 
 
 class Conv2dFunction(torch.autograd.Function):

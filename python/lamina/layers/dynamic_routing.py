@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from lamina.backends import choose, kernels, wants_grad
 from lamina.double_backward import partial_gradients
-from lamina.fakes import fake
+from lamina.fakes import fake, flops
 from lamina.layers.routing_pass import (
     coupling_coefficients,
     dense,
     fake_gradients,
     oied_view,
     routing_arguments,
+    votes_numel,
     votes_of,
 )
 from lamina.layers.squash import check_squash
@@ -142,6 +143,41 @@ def _forward_fake(
 
 
 fake("dynamic_routing_backward")(fake_gradients)
+
+
+@flops("dynamic_routing_forward")
+def _forward_flops(
+    u: torch.Size,
+    weight: torch.Size,
+    bias: torch.Size | None,
+    prior: torch.Size | None,
+    mask: torch.Size | None,
+    iterations: int,
+    *call: Any,
+    out_shape: Any,
+) -> int:
+    return 2 * votes_numel(u, weight) * (u[-1] + 2 * iterations - 1)
+
+
+@flops("dynamic_routing_backward")
+def _backward_flops(
+    grad: torch.Size,
+    u: torch.Size,
+    weight: torch.Size,
+    bias: torch.Size | None,
+    prior: torch.Size | None,
+    mask: torch.Size | None,
+    s: torch.Size,
+    *call: Any,
+    out_shape: Any,
+) -> int:
+    detach_votes, needs, iterations = call[1], call[-1], s[0]
+    of_c = iterations - (prior is None or not needs[3])  # The first logits may be constant.
+    of_v = iterations - 1
+    if detach_votes and not any(needs[2:]):
+        of_c = of_v = 0
+    of_votes = 1 if detach_votes else 2 * iterations - 1
+    return 2 * votes_numel(u, weight) * (u[-1] * sum(needs[:2]) + of_votes + of_c + of_v)
 
 
 class _DynamicRouting(torch.autograd.Function):

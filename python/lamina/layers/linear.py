@@ -31,7 +31,7 @@ from lamina.activations import (
 from lamina.backends import below, choice, choose, kernels, wants_grad
 from lamina.checks import autocast_dtype, cast, check_alike, check_bias, check_floating
 from lamina.double_backward import partial_gradients
-from lamina.fakes import fake
+from lamina.fakes import fake, flops
 from lamina.modules import MULTIPLIES_BF16
 from lamina.spec import FLOATS, Spec
 
@@ -84,6 +84,18 @@ def _backward_fake(
         torch.empty_like(weight) if needs[1] else None,
         weight.new_empty(weight.shape[0]) if needs[2] else None,
     )
+
+
+@flops("linear_forward")
+def _forward_flops(input: torch.Size, weight: torch.Size, *call: Any, out_shape: Any) -> int:
+    return 2 * math.prod(input) * weight[0]
+
+
+@flops("linear_backward")
+def _backward_flops(
+    grad: torch.Size, input: torch.Size, weight: torch.Size, *call: Any, out_shape: Any
+) -> int:
+    return 2 * math.prod(input) * weight[0] * sum(call[-1][:2])
 
 
 class _Linear(torch.autograd.Function):

@@ -12,6 +12,7 @@ in-capsules share it, v and s [B, O, E].
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from lamina.backends import choose, kernels, wants_grad
 from lamina.checks import autocast_dtype, cast, check_alike, check_floating
 from lamina.double_backward import partial_gradients
-from lamina.fakes import fake
+from lamina.fakes import fake, flops
 from lamina.spec import Spec
 
 
@@ -28,6 +29,11 @@ def votes_of(u: Tensor, weight: Tensor) -> Tensor:
     """[B, I, O, E] from u [B, I, D] and weight [O, I, E, D] or [O, E, D]."""
     equation = "bid,oied->bioe" if weight.dim() == 4 else "bid,oed->bioe"
     return torch.einsum(equation, u, weight)
+
+
+def votes_numel(u: torch.Size, weight: torch.Size) -> int:
+    """How many numbers the votes of these shapes are."""
+    return math.prod(u[:2]) * weight[0] * weight[-2]
 
 
 def coupling_coefficients(
@@ -223,6 +229,30 @@ def fake_gradients(
 
 
 fake("routing_pass_backward")(fake_gradients)
+
+
+@flops("routing_pass_forward")
+def _forward_flops(
+    u: torch.Size, weight: torch.Size, v: torch.Size | None, *call: Any, out_shape: Any
+) -> int:
+    sum_and_agreement = 1 + (v is not None)
+    return 2 * votes_numel(u, weight) * (u[-1] + sum_and_agreement)
+
+
+@flops("routing_pass_backward")
+def _backward_flops(
+    grad: torch.Size,
+    u: torch.Size,
+    weight: torch.Size,
+    v: torch.Size | None,
+    *call: Any,
+    out_shape: Any,
+) -> int:
+    needs = call[-1]
+    of_votes = any(needs[:2])
+    of_sum = of_votes + (v is not None or needs[3])
+    of_agreement = of_votes + needs[2] if v is not None else 0
+    return 2 * votes_numel(u, weight) * (u[-1] * sum(needs[:2]) + of_sum + of_agreement)
 
 
 class _RoutingPass(torch.autograd.Function):
