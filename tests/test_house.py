@@ -320,6 +320,21 @@ def test_jit_trace_with_gradients():
         torch.testing.assert_close(a, b)
 
 
+def test_onnx_export_is_given_plain_torch(monkeypatch):
+    """The exporter, which has no words for Lamina's ops, goes through torch.export."""
+    model = torch.nn.Sequential(lamina.LinearReLU(96, 64), lamina.Squash())
+    x = torch.randn(128, 96)
+    targets = []
+    for _ in range(2):
+        nodes = torch.export.export(model, (x,)).graph.nodes
+        targets.append(" ".join(str(node.target) for node in nodes))
+        monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    assert "lamina.linear_forward" in targets[0]
+    assert "lamina" not in targets[1]
+    with pytest.raises(ValueError, match="ONNX"), lamina.use_backend("cpp"):
+        torch.export.export(model, (x,))
+
+
 @pytest.mark.parametrize(
     ("layer", "shape", "calls"),
     [

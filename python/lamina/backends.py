@@ -157,6 +157,12 @@ def wants_grad(*tensors: torch.Tensor | None) -> bool:
     return wanted
 
 
+def _to_onnx() -> bool:
+    """Whether an exporter to ONNX records. Asked last, since asking it takes a microsecond."""
+    recording = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return recording and torch.onnx.is_in_onnx_export()
+
+
 def _special(tensor: torch.Tensor) -> str | None:
     """What makes a tensor more than numbers in strided memory; None if nothing does."""
     kind = type(tensor)
@@ -189,6 +195,8 @@ def refusals(
             reasons.append(special)
     if transformed():
         reasons.append("a functorch transform or forward-mode AD is active")
+    if _to_onnx():
+        reasons.append("an ONNX file can hold plain torch only")
     reasons = reasons or spec.unsupported(name, *tensors, *options)
     if not reasons and name == "triton":
         reasons = sys.modules[f"lamina.triton_kernels.{spec.name}"].unsupported(*tensors, *options)
