@@ -197,6 +197,13 @@ def test_budget_names_what_it_did_not_reach(planted, capsys):
     assert "not run, the budget" in capsys.readouterr().out
 
 
+def test_a_shape_too_large_for_the_memory_is_named(capsys):
+    shapes = [f"{10**8}x1x{10**8}", "8x64x64"]  # The first takes more than addresses can name.
+    rows = suite.bench(["linear"], modes=("forward",), device=CPU, shapes=shapes, budget=1)
+    assert {row.shape for row in rows} == {"8x64x64"}
+    assert f"linear {shapes[0]} float32 forward: not run" in capsys.readouterr().out
+
+
 def test_interleaving_pairs_rounds_and_spares_the_budget():
     clock = iter(range(10**6))
     times = timing.interleave(

@@ -146,6 +146,11 @@ def _measure(
     return rows, [f"{case}: {note}" for note in notes]
 
 
+def _out_of_memory(error: RuntimeError) -> bool:
+    """torch has a class for a GPU's memory, and a sentence for the CPU's."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def _memory(provider: Provider, mode: str, grad: Tensor) -> tuple[int | None, int | None]:
     call, sample = provider.call, provider.sample
     with timing.mode_context(mode):
@@ -215,7 +220,12 @@ def bench(
                 notes.append(f"{case}: not run, the budget of {budget:.0f} s is used up")
                 continue
             share = (end - now) / (len(cases) - number)
-            found, said = _measure(case, setting, now + share, peers, kernels)
+            try:
+                found, said = _measure(case, setting, now + share, peers, kernels)
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                found, said = [], [f"{case}: not run, it takes more memory than there is"]
             rows += found
             notes += said
             if json:
