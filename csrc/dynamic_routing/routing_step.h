@@ -1,20 +1,12 @@
 #pragma once
 
-#include "common/parallel.h"
-#include "dynamic_routing/arena.h"
-#include "dynamic_routing/capsule_lanes.h"
-#include "dynamic_routing/dynamic_routing_kernels.h"
 #include "dynamic_routing/products.h"
+#include "dynamic_routing/routing_blocks.h"
 #include "dynamic_routing/softmax.h"
-#include "dynamic_routing/transpose.h"
 
-// What the passes forward and backward share. Samples lie side by side in the lanes of a vector
-// (lanes.h), `samples` of them to a tile. The in-capsules are cut into chunks, one a task: for each
-// in-capsule and tile a task forms the votes in the L1 cache, softmaxes, and adds to partial sums
-// of its own, which are added up in the order of the chunks. So the votes never reach memory, a
-// pass reads W once, and no sum depends on the number of threads. W is only ever broadcast, element
-// by element: it is read in whatever layout it has. With few samples in-capsules lie in the lanes
-// (capsule_lanes.h).
+// What the passes forward and backward share: for each block of in-capsules and tiles a task forms
+// the votes in the L1 cache, softmaxes, and adds to partial sums of its own. So the votes never
+// reach memory, and a pass reads W once.
 //
 // With a shared W a pass works on u itself: <W_j u_i, v_j> = <u_i, W_j^T v_j> and
 // sum_i c_ij W_j u_i = W_j sum_i c_ij u_i. The space of the votes is then that of u.
@@ -23,65 +15,23 @@ namespace lamina {
 namespace LAMINA_ISA {
 namespace {
 
-constexpr int64_t max_chunks = 16;
-// Fewer votes (of a tile each) than this are not worth a task.
-constexpr int64_t chunk_votes = 4096;
-// The sums of a group of tiles, and the v that it reads, should stay in half an L2 cache.
-constexpr int64_t group_bytes = 384 << 10;
-// Some in-capsules at a time go through all tiles, with their W in the L2; and of those a block at
-// a time, with its votes there.
-constexpr int64_t weight_bytes = 96 << 10, vote_bytes = 256 << 10;
-constexpr int64_t block_capsules = 4;
-// So many samples meet an out-capsule's weights one tile after the other, while these are in the
-// L1.
-constexpr int64_t block_samples = 32;
-// Addresses so far apart share a set of the L2.
-constexpr int64_t cache_period = 128 << 10;
-
 template <class T, class P>
-class RoutingStep {
+class RoutingStep : protected RoutingBlocks<T, P> {
  protected:
-  static constexpr int S = P::samples;
-
-  // `kept` numbers of each (sample, in-capsule, out-capsule) stay in the scratch, at most
-  // `kept_limit` bytes of them, and `vectors` numbers of each (sample, vote dimension).
-  RoutingStep(const RoutingInputs& inputs, int threads, int64_t kept, int64_t kept_limit,
-              int64_t vectors)
-      : in_(inputs),
-        I(inputs.in_capsules),
-        O(inputs.out_capsules),
-        D(inputs.in_dim),
-        E(inputs.out_dim),
-        votes_dim_(inputs.shared ? D : E),
-        so_(inputs.weight_stride[0]),
-        si_(inputs.weight_stride[1]),
-        se_(inputs.weight_stride[2]),
-        sd_(inputs.weight_stride[3]),
-        capsules_(inputs),
-        by_capsule_(capsules_.suit()) {
-    const int64_t tile_sums = vectors * O * votes_dim_ * S * int64_t(sizeof(T));
-    const int64_t tile_kept = kept * I * O * S * int64_t(sizeof(T));
-    int64_t fit = group_bytes / max(tile_sums, 1);
-    if (tile_kept > 0) fit = min(fit, kept_limit / tile_kept);
-    const int64_t tiles = max(ceil_div(in_.batch, S), 1);
-    group_tiles_ = ceil_div(tiles, ceil_div(tiles, max(fit, 1)));
-    groups_ = ceil_div(tiles, group_tiles_);
-    span_ = min(max(block_samples / S, 1), group_tiles_);
-    chunks_ = max(min(min(max_chunks, I), I * O * votes_dim_ * group_tiles_ / chunk_votes), 1);
-    tasks_ = max(min(threads, chunks_), 1);
-    const int64_t capsule = O * E * int64_t(sizeof(T));
-    block_ = max(min(block_capsules, vote_bytes / max(capsule * S, 1)), 1);
-    weight_capsules_ = max(ceil_div(weight_bytes / max(capsule * D, 1), block_), 1) * block_;
-  }
+  using Blocks = RoutingBlocks<T, P>;
+  using Block = typename Blocks::Block;
+  using Blocks::ahead, Blocks::count, Blocks::for_chunks, Blocks::sample, Blocks::sweep;
+  using Blocks::block_, Blocks::by_capsule_, Blocks::capsules_, Blocks::chunks_;
+  using Blocks::Blocks;
+  using Blocks::D, Blocks::E, Blocks::I, Blocks::in_, Blocks::O, Blocks::S, Blocks::votes_dim_;
+  using Blocks::group_tiles_, Blocks::span_, Blocks::tasks_, Blocks::tiles_;
+  using Blocks::sd_, Blocks::se_, Blocks::tile_begin, Blocks::u, Blocks::weights;
 
   void lay_out(Arena& arena) {
-    if (by_capsule_) {
-      capsules_.lay_out(arena, tasks_);
-    } else {
-      arena.take(u_, group_tiles_ * I * D * S);
+    Blocks::lay_out(arena);
+    if (!by_capsule_) {
       arena.take(votes_, in_.shared ? 0 : tasks_ * span_ * block_ * O * E * S);
       arena.take(dots_, tasks_ * span_ * block_ * 2 * O * S);
-      arena.take(weights_, in_.shared ? 0 : tasks_ * weight_capsules_ * O * E * D);
     }
     arena.take(partial_, chunks_ * group_tiles_ * sums());
     if (in_.over_in) {
@@ -94,97 +44,6 @@ class RoutingStep {
   // Without a prior and a mask the first couplings are all equal.
   bool uniform_start() const { return in_.prior == nullptr && in_.mask == nullptr; }
   T uniform_coupling() const { return T(1) / T(max(in_.over_in ? I : O, 1) + (in_.leaky ? 1 : 0)); }
-
-  void start_group(int64_t group) {
-    first_tile_ = group * group_tiles_;
-    tiles_ = min(group_tiles_, max(ceil_div(in_.batch, S), 1) - first_tile_);
-  }
-  int64_t sample(int64_t tile) const { return (first_tile_ + tile) * S; }
-  int count(int64_t tile) const { return int(min(S, in_.batch - sample(tile))); }
-  int64_t chunk_begin(int64_t chunk) const { return I * chunk / chunks_; }
-  int64_t tile_begin(int64_t chunk) const { return capsules_.tiles() * chunk / chunks_; }
-
-  // f(task, chunk): a task has working memory of its own and takes one chunk after the other, as
-  // many as it can: no sum depends on which.
-  template <class F>
-  void for_chunks(const Parallel& parallel, const F& f) const {
-    int64_t next = 0;
-    parallel_for(parallel, int(tasks_), [&](int task) {
-      for (int64_t k; (k = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < chunks_;) f(task, k);
-    });
-  }
-
-  // The weights of a few in-capsules, from `first` on.
-  struct Weights {
-    const T* data;
-    int64_t out_stride, in_stride, first;
-
-    const T* at(int64_t i, int64_t j) const {
-      return data + j * out_stride + (i - first) * in_stride;
-    }
-  };
-  Weights weights() const { return {static_cast<const T*>(in_.weight), so_, si_, 0}; }
-
-  // In-capsules begin..end-1 of the weight, side by side. In [O, I, E, D] an in-capsule's weights
-  // lie apart by what is often a multiple of the cache's period: they would drive one another out.
-  Weights gather_weights(int64_t begin, int64_t end, T* to) const {
-    const int64_t n = (end - begin) * E * D, bytes = so_ * int64_t(sizeof(T));
-    if (si_ != E * D || so_ <= n || tiles_ <= span_) return weights();
-    const int64_t places = cache_period / min(bytes & -bytes, cache_period);
-    if (O <= 8 * places) return weights();
-    for (int64_t j = 0; j < O; ++j)
-      __builtin_memcpy(to + j * n, weights().at(begin, j), n * sizeof(T));
-    return {to, n, E * D, begin};
-  }
-
-  // How far on from the weights of (i, j) lie those of out-capsule j + 1, or, at the last, of the
-  // next block's first.
-  static int64_t ahead(const Weights& w, int64_t O, int64_t j, int64_t block) {
-    return j + 1 < O ? w.out_stride : block * w.in_stride - j * w.out_stride;
-  }
-
-  // In-capsules begin..end-1 of a few tiles, and their weights.
-  struct Block {
-    int64_t tile, tiles, begin, end;
-    Weights weights;
-
-    int64_t capsules() const { return end - begin; }
-  };
-  // visit(Block) until every tile has met all in-capsules of the chunk.
-  template <class Visit>
-  void sweep(int task, int64_t chunk, const Visit& visit) const {
-    const int64_t step = weight_capsules_, end = chunk_begin(chunk + 1);
-    for (int64_t first = chunk_begin(chunk); first < end; first += step) {
-      const int64_t last = min(first + step, end);
-      const Weights w = gather_weights(first, last, weights_ + task * step * O * E * D);
-      for (int64_t tile = 0; tile < tiles_; tile += span_)
-        for (int64_t i = first; i < last; i += block_)
-          visit(Block{tile, min(span_, tiles_ - tile), i, min(i + block_, last), w});
-    }
-  }
-
-  T* u(int64_t tile, int64_t i) const { return u_ + (tile * I + i) * D * S; }
-
-  // u as packs; with in-capsules in the lanes the votes, too.
-  void prepare(const Parallel& parallel) {
-    const int64_t sample_step = in_.u_stride[0], step = in_.u_stride[1], dim_step = in_.u_stride[2];
-    for_chunks(parallel, [&](int task, int64_t chunk) {
-      if (by_capsule_) return capsules_.form_votes(task, tile_begin(chunk), tile_begin(chunk + 1));
-      const int64_t begin = chunk_begin(chunk), end = chunk_begin(chunk + 1);
-      for (int64_t tile = 0; tile < tiles_; ++tile) {
-        const T* from = static_cast<const T*>(in_.u) + sample(tile) * sample_step;
-        if (dim_step == 1 && step == D) {
-          to_packs<P>(from + begin * D, sample_step, count(tile), (end - begin) * D,
-                      u(tile, begin));
-          continue;
-        }
-        for (int64_t i = begin; i < end; ++i)
-          for (int64_t d = 0; d < D; ++d)
-            P::gather(from + i * step + d * dim_step, sample_step, count(tile))
-                .store(u(tile, i) + d * S);
-      }
-    });
-  }
 
   // The votes of a block into votes_, and their dot products with DOTS sets of vectors
   // [tile, O, votes_dim] into dots_. An out-capsule's weights and vectors stay in the L1 for all.
@@ -379,13 +238,7 @@ class RoutingStep {
     h = P::load(hs);
   }
 
-  const RoutingInputs& in_;
-  const int64_t I, O, D, E, votes_dim_, so_, si_, se_, sd_;
-  CapsuleLanes<T, P> capsules_;
-  const bool by_capsule_;
-  int64_t groups_, group_tiles_, span_, chunks_, tasks_, block_, weight_capsules_, first_tile_ = 0,
-                                                                                   tiles_ = 0;
-  T *u_, *votes_, *dots_, *weights_, *partial_, *partial_stats_ = nullptr, *stats_ = nullptr;
+  T *votes_, *dots_, *partial_, *partial_stats_ = nullptr, *stats_ = nullptr;
 };
 
 }  // namespace
