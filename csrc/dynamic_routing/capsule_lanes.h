@@ -14,7 +14,7 @@ namespace {
 constexpr int64_t few_samples = 4;
 constexpr int64_t few_votes_bytes = 16 << 20;
 
-// A few samples leave most lanes of a tile of samples (routing_step.h) idle. Then the lanes are
+// A few samples leave most lanes of a tile of samples (routing_blocks.h) idle. Then the lanes are
 // in-capsules, and a tile is so many of them, of one sample. W has to be transposed for that, which
 // costs as much as reading it: so the votes, fewer numbers than W has, are formed once a call and
 // stay in the scratch. What belongs to the out-capsules (s, v, sbar, R) stays in packs P of

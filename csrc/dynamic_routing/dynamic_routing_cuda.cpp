@@ -5,7 +5,7 @@
 
 #include "dynamic_routing/dynamic_routing.h"
 #include "dynamic_routing/dynamic_routing_checks.h"
-#include "dynamic_routing/routing_steps.h"
+#include "dynamic_routing/routing_cuda_steps.h"
 
 namespace lamina {
 namespace {
@@ -17,7 +17,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& u, const Tensor& weight
                                            bool accumulate, double scale, const std::string& squash,
                                            double eps, bool save, bool return_couplings) {
   const CudaCall call(u);
-  const RoutingSteps steps(call, u, weight, prior, mask, coupling_dim, leaky);
+  const CudaRoutingSteps steps(call, u, weight, prior, mask, coupling_dim, leaky);
   check_dynamic_routing_forward(u, weight, bias, iterations);
   const RoutingShape& shape = steps.shape();
   const void* bias_data = bias ? steps.pointer(*bias) : nullptr;
@@ -58,7 +58,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     const std::string& coupling_dim, bool detach_votes, bool leaky, bool accumulate, double scale,
     const std::string& squash, double eps, const std::vector<bool>& needs) {
   const CudaCall call(u);
-  const RoutingSteps steps(call, u, weight, prior, mask, coupling_dim, leaky);
+  const CudaRoutingSteps steps(call, u, weight, prior, mask, coupling_dim, leaky);
   check_dynamic_routing_backward(grad, u, weight, bias, s, needs);
   const RoutingShape& shape = steps.shape();
   const RoutingSquash squashing{squash_kind(squash), eps};

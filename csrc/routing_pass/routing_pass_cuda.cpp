@@ -3,7 +3,7 @@
 #include <tuple>
 #include <vector>
 
-#include "dynamic_routing/routing_steps.h"
+#include "dynamic_routing/routing_cuda_steps.h"
 #include "routing_pass/routing_pass.h"
 #include "routing_pass/routing_pass_checks.h"
 
@@ -11,7 +11,7 @@ namespace lamina {
 namespace {
 
 // to = scale v, batch last.
-void load_scaled(const RoutingSteps& steps, const Tensor& v, double scale, void* to) {
+void load_scaled(const CudaRoutingSteps& steps, const Tensor& v, double scale, void* to) {
   const Tensor contiguous = torch::stable::contiguous(v);
   const Tensor last = steps.empty(steps.shape().vectors());
   steps.vectors_in(steps.pointer(contiguous), steps.pointer(last));
@@ -23,7 +23,7 @@ Tensor forward(const Tensor& u, const Tensor& weight, const MaybeTensor& v,
                const MaybeTensor& prior, const MaybeTensor& mask, const std::string& coupling_dim,
                bool leaky, double scale) {
   const CudaCall call(u);
-  const RoutingSteps steps(call, u, weight, prior, mask, coupling_dim, leaky);
+  const CudaRoutingSteps steps(call, u, weight, prior, mask, coupling_dim, leaky);
   check_routing_pass_v(u, weight, v);
   const Tensor links = steps.empty(steps.shape().links());
   const Tensor vectors = steps.empty(steps.shape().vectors());
@@ -41,7 +41,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
                                                     const std::string& coupling_dim, bool leaky,
                                                     double scale, const std::vector<bool>& needs) {
   const CudaCall call(u);
-  const RoutingSteps steps(call, u, weight, prior, mask, coupling_dim, leaky);
+  const CudaRoutingSteps steps(call, u, weight, prior, mask, coupling_dim, leaky);
   check_routing_pass_backward(grad, u, weight, v, s, needs);
   const RoutingShape& shape = steps.shape();
   const bool need_v = needs[2] && v, need_prior = needs[3] && prior;

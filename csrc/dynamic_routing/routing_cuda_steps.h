@@ -10,11 +10,11 @@
 
 namespace lamina {
 
-class RoutingSteps {
+class CudaRoutingSteps {
  public:
-  RoutingSteps(const CudaCall& call, const Tensor& u, const Tensor& weight,
-               const MaybeTensor& prior, const MaybeTensor& mask, const std::string& coupling_dim,
-               bool leaky)
+  CudaRoutingSteps(const CudaCall& call, const Tensor& u, const Tensor& weight,
+                   const MaybeTensor& prior, const MaybeTensor& mask,
+                   const std::string& coupling_dim, bool leaky)
       : call_(call), like_(u), over_in_(coupling_dim == "in"), leaky_(leaky) {
     check_routing(u, weight, prior, mask);
     const bool shared = weight.dim() == 3;
