@@ -61,6 +61,32 @@ def test_rows_of_every_mode(planted, capsys):
     assert "choosy: not today" in out
 
 
+def test_a_call_that_overwrites_its_input(monkeypatch):
+    """Every call gets a copy, whose making is neither timed nor counted."""
+    shape = cases.workload(2, inplace=True)
+    monkeypatch.setattr(cases, "WORKLOADS", (shape,))
+    sample = shape.build(torch.float32, CPU)
+    before = sample.args[0].detach().clone()
+    for mode in ("forward", "backward", "both"):
+        with timing.mode_context(mode):
+            step = timing.make_step(SPEC.functional, sample, mode, torch.ones_like(before))
+            assert step.prepare is not None
+            timing.cpu_timer(step)()
+        assert torch.equal(sample.args[0], before)
+    peers = [p for p in peers_of(SPEC) if p.name in ("F.threshold", "torch.where")]
+    monkeypatch.setattr(providers, "peers_of", lambda spec: peers)
+    rows = suite.bench(["threshold"], modes=("both",), device=CPU, budget=2)
+    by = {row.provider: row for row in rows}
+    assert "torch.where" not in by
+    assert by["F.threshold"].correct
+    assert by["F.threshold"].saved_bytes == 4 * before.numel()
+    assert by["lamina"].correct
+    if not missing["cpp"]:
+        assert by["lamina"].backend == "cpp"
+        assert by["lamina"].saved_bytes == before.numel() // 8
+        assert by["lamina"].peak_bytes < by["F.threshold"].peak_bytes
+
+
 def test_no_speed_for_a_wrong_result(planted, capsys):
     rows = suite.bench(["threshold"], modes=("forward",), device=CPU, budget=2)
     by = {row.provider: row for row in rows}

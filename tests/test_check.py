@@ -26,18 +26,18 @@ class WrongGradient(torch.autograd.Function):
         return grad * kept * 1.001, None
 
 
-def drop_nan(input, threshold=0.0):
+def drop_nan(input, threshold=0.0, inplace=False):
     return torch.where(input > threshold, input, 0.0)
 
 
-def overwrite(input, threshold=0.0):
+def overwrite(input, threshold=0.0, inplace=False):
     output = F.threshold(input, threshold, 0.0)
     with torch.no_grad():
         input.clamp_(min=threshold)
     return output
 
 
-def forget_an_element(input, threshold=0.0):
+def forget_an_element(input, threshold=0.0, inplace=False):
     output = F.threshold(input, threshold, 0.0)
     fresh = torch.empty_like(output)
     flat, values = fresh.view(-1), output.view(-1)
@@ -46,13 +46,15 @@ def forget_an_element(input, threshold=0.0):
 
 
 PLANTED = {
-    "value": lambda input, threshold=0.0: F.threshold(input, threshold, 0.0) * 1.0001,
-    "gradient": lambda input, threshold=0.0: WrongGradient.apply(input, threshold),
+    "value": lambda input, threshold=0.0, inplace=False: (
+        F.threshold(input, threshold, 0.0) * 1.0001
+    ),
+    "gradient": lambda input, threshold=0.0, inplace=False: WrongGradient.apply(input, threshold),
     "dropped NaN": drop_nan,
     "overwritten input": overwrite,
     "unwritten element": forget_an_element,
-    "dtype": lambda input, threshold=0.0: F.threshold(input, threshold, 0.0).float(),
-    "exception": lambda input, threshold=0.0: 1 / 0,
+    "dtype": lambda input, threshold=0.0, inplace=False: F.threshold(input, threshold, 0.0).float(),
+    "exception": lambda input, threshold=0.0, inplace=False: 1 / 0,
 }
 
 

@@ -335,13 +335,29 @@ def test_onnx_export_is_given_plain_torch(monkeypatch):
         torch.export.export(model, (x,))
 
 
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning",
+    "ignore::torch.jit.TracerWarning",
+    "error:torch.jit.trace records Lamina",
+)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_jit_trace_of_atens_choice_does_not_warn(inplace):
+    """Where a traced call takes ATen, though it would not with gradients, none is lost."""
+    layer = lamina.ThresholdReLU(0.1, inplace)
+    x = torch.randn(4 << 20, requires_grad=True)
+    traced = torch.jit.trace(lambda x: layer(x * 1.0), x, check_trace=False)
+    assert "aten::threshold" in str(traced.inlined_graph)
+    (grad,) = torch.autograd.grad(traced(x).sum(), x)
+    assert torch.equal(grad, (x > 0.1).float())
+
+
 @pytest.mark.parametrize(
     ("layer", "shape", "calls"),
     [
         (lamina.LinearReLU(6, 7), (4, 6), {linear}),
         (lamina.Linear(6, 7, activation=torch.nn.GELU()), (4, 6), {linear}),
         (lamina.ThresholdReLU(0.1), (9,), {threshold_relu}),
-        (lamina.ThresholdReLU(0.1, inplace=True), (9,), None),
+        (lamina.ThresholdReLU(0.1, inplace=True), (9,), {threshold_relu}),
         (lamina.Squash(), (4, 8), {squash}),
         (lamina.DynamicRouting(6, 3, 4, 5), (2, 6, 4), {dynamic_routing}),
         (lamina.Conv2dReLU(3, 4, 3), (2, 3, 8, 8), {conv2d}),

@@ -47,9 +47,14 @@ def check_activation(activation: str) -> None:
     _demand(activation in ACTIVATIONS, "activation", f"be one of {known}, got {activation!r}")
 
 
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Elements that fill a block of memory, in whatever order of dimensions."""
+    _demand(torch.empty_like(tensor).stride() == tensor.stride(), name, "fill its memory")
+
+
 def check_threshold_backward(grad: Tensor, mask: Tensor) -> None:
     """A dense gradient, and a bit for each of its elements."""
-    _demand(torch.empty_like(grad).stride() == grad.stride(), "grad", "fill its memory")
+    check_dense("grad", grad)
     _mask("mask", mask, grad, (grad.numel() + 7) // 8)
 
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .contracts import check_threshold_backward
+from .contracts import check_dense, check_threshold_backward
 from .epilogue import compute_type
 from .launch import Target, launch, refusals, register
 
@@ -90,10 +90,9 @@ def unsupported(input: Tensor, *_: object) -> list[str]:
     return reasons
 
 
-def threshold_forward(input: Tensor, threshold: float, save_mask: bool) -> tuple[Tensor, Tensor]:
-    """Returns y and, if asked for, its mask: bit i % 8 of byte i // 8 is element i in memory."""
+def _threshold_into(input: Tensor, output: Tensor, threshold: float, save_mask: bool) -> Tensor:
+    """Returns the mask. `output` may be `input`: a program reads its block before it writes it."""
     size = input.numel()
-    output = torch.empty_like(input)
     mask = input.new_empty((size + 7) // 8 if save_mask else 0, dtype=torch.uint8)
     launch(
         threshold_kernel,
@@ -109,7 +108,19 @@ def threshold_forward(input: Tensor, threshold: float, save_mask: bool) -> tuple
         BLOCK=BLOCK,
         num_warps=8,
     )
-    return output, mask
+    return mask
+
+
+def threshold_forward(input: Tensor, threshold: float, save_mask: bool) -> tuple[Tensor, Tensor]:
+    """Returns y and, if asked for, its mask: bit i % 8 of byte i // 8 is element i in memory."""
+    output = torch.empty_like(input)
+    return output, _threshold_into(input, output, threshold, save_mask)
+
+
+def threshold_forward_(input: Tensor, threshold: float, save_mask: bool) -> Tensor:
+    """Writes y over `input`, which is dense; returns the mask."""
+    check_dense("input", input)
+    return _threshold_into(input, input, threshold, save_mask)
 
 
 def threshold_backward(grad: Tensor, mask: Tensor) -> Tensor:
@@ -134,6 +145,10 @@ register(
     "threshold_forward(Tensor input, float threshold, bool save_mask)"
     " -> (Tensor output, Tensor mask)",
     threshold_forward,
+)
+register(
+    "threshold_forward_(Tensor(a!) input, float threshold, bool save_mask) -> Tensor mask",
+    threshold_forward_,
 )
 register(
     "threshold_backward(Tensor grad, Tensor mask) -> Tensor",

@@ -50,6 +50,10 @@ inline void check_contiguous(const char* name, const Tensor& tensor) {
   STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
 }
 
+inline void check_dense(const char* name, const Tensor& tensor) {
+  STD_TORCH_CHECK(is_dense(tensor), name, " must fill its memory without gaps");
+}
+
 // What stands for an argument that the call has no use for.
 inline void check_nothing(const char* name, const Tensor& tensor) {
   STD_TORCH_CHECK(tensor.numel() == 0, name, " must be empty, got ", shown(tensor.sizes()));

@@ -28,12 +28,12 @@ void for_runs(int64_t n, int64_t element_size, const Body& body) {
   });
 }
 
-std::tuple<Tensor, Tensor> forward(const Tensor& given, double threshold, bool save_mask) {
-  const Tensor input = is_dense(given) ? given : torch::stable::contiguous(given);
+// Returns the mask. `output` may be `input`: its lines are then in the caches already, and stores
+// that bypass these would only lose them.
+Tensor threshold_into(const Tensor& input, const Tensor& output, double threshold, bool save_mask) {
   const FloatType type = float_type(input);
-  Tensor output = torch::stable::empty_like(input);
-  prefer_huge_pages(output);
   const int64_t n = input.numel(), size = input.element_size();
+  const bool stream = output.data_ptr() != input.data_ptr() && n * size > stream_bytes;
   Tensor mask = empty_bytes(input, {save_mask ? mask_bytes(n) : 0});
   const auto* in = static_cast<const char*>(input.data_ptr());
   auto* out = static_cast<char*>(output.data_ptr());
@@ -41,14 +41,26 @@ std::tuple<Tensor, Tensor> forward(const Tensor& given, double threshold, bool s
   for_runs(n, size, [&](int64_t begin, int64_t length) {
     LAMINA_DISPATCH(threshold_forward)
     ({type, in + begin * size, out + begin * size, bits ? bits + begin / 8 : nullptr, length,
-      threshold, n * size > stream_bytes});
+      threshold, stream});
   });
-  return {output, mask};
+  return mask;
+}
+
+std::tuple<Tensor, Tensor> forward(const Tensor& given, double threshold, bool save_mask) {
+  const Tensor input = is_dense(given) ? given : torch::stable::contiguous(given);
+  const Tensor output = torch::stable::empty_like(input);
+  prefer_huge_pages(output);
+  return {output, threshold_into(input, output, threshold, save_mask)};
+}
+
+Tensor forward_in_place(const Tensor& input, double threshold, bool save_mask) {
+  check_dense("threshold_forward_: input", input);
+  return threshold_into(input, input, threshold, save_mask);
 }
 
 Tensor backward(const Tensor& grad, const Tensor& mask) {
   const int64_t n = grad.numel(), size = grad.element_size();
-  STD_TORCH_CHECK(is_dense(grad), "threshold_backward: grad must fill its memory without gaps");
+  check_dense("threshold_backward: grad", grad);
   check_mask("threshold_backward: mask", mask, grad, {mask_bytes(n)});
   const FloatType type = float_type(grad);
   Tensor grad_input = torch::stable::empty_like(grad);
@@ -69,10 +81,12 @@ Tensor backward(const Tensor& grad, const Tensor& mask) {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lamina, m) {
   m.def(lamina::threshold_forward_schema);
+  m.def(lamina::threshold_forward_in_place_schema);
   m.def(lamina::threshold_backward_schema);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lamina, CPU, m) {
   m.impl("threshold_forward", TORCH_BOX(&lamina::forward));
+  m.impl("threshold_forward_", TORCH_BOX(&lamina::forward_in_place));
   m.impl("threshold_backward", TORCH_BOX(&lamina::backward));
 }

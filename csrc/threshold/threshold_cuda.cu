@@ -47,10 +47,11 @@ struct Walk {
   }
 };
 
+// `output` may be `input`: each element is read before it is written, by the same thread.
 template <typename T>
 __global__ void __launch_bounds__(block_threads)
-    threshold_forward_kernel(Walk<T> walk, const T* __restrict__ input, T* __restrict__ output,
-                             uint8_t* __restrict__ mask, accumulator_t<T> threshold) {
+    threshold_forward_kernel(Walk<T> walk, const T* input, T* output, uint8_t* __restrict__ mask,
+                             accumulator_t<T> threshold) {
   constexpr int width = Walk<T>::width, lanes_per_byte = Walk<T>::lanes_per_byte;
   walk([&](int64_t i) {
     Pack<T> x = walk.load(input, i);

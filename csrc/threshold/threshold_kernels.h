@@ -7,8 +7,8 @@
 
 namespace lamina {
 
-// Both walk elements [0, n) of flat arrays. `mask` may be null in the forward pass. `stream` writes
-// past the caches, for outputs that no cache can hold.
+// Both walk elements [0, n) of flat arrays. In the forward pass `mask` may be null, and `output`
+// may be `input`. `stream` writes past the caches, for outputs that no cache can hold.
 struct ThresholdForward {
   FloatType type;
   const void* input;

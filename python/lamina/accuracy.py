@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -77,9 +77,10 @@ def run(
     grads: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
     """(output, gradients of the tensors that require grad, incoming gradient) of one sample."""
-    args = [convert(a) for a in sample.args]
+    args = tuple(convert(a) for a in sample.args)
     kwargs = {k: convert(v) for k, v in sample.kwargs.items()}
-    output = function(*args, **kwargs)
+    call = replace(sample, args=args, kwargs=kwargs).fresh()
+    output = function(*call.args, **call.kwargs)
     wanted = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.requires_grad]
     if grads is None:
         grads = torch.randn_like(output)
@@ -91,7 +92,8 @@ def supported(spec: Spec, sample: Sample) -> bool:
     """Whether the backend in use takes the sample; any other error than its refusal is raised."""
     try:
         with torch.no_grad():
-            spec.functional(*sample.args, **sample.kwargs)
+            call = sample.fresh()
+            spec.functional(*call.args, **call.kwargs)
     except ValueError as error:
         if REFUSAL not in str(error):
             raise
@@ -213,7 +215,8 @@ def gradcheck_sample(
         args = list(sample.args)
         for i, value in zip(wanted, values, strict=True):
             args[i] = value
-        return spec.functional(*args, **sample.kwargs)
+        call = replace(sample, args=tuple(args)).fresh()
+        return spec.functional(*call.args, **call.kwargs)
 
     # A copy: gradcheck perturbs elements one by one, which expanded tensors share.
     values = [sample.args[i].detach().clone().requires_grad_() for i in wanted]

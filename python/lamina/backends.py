@@ -50,10 +50,11 @@ NAMES = ("reference", *BACKENDS)
 
 
 class Kernels(NamedTuple):
-    """An op's two registered functions on one backend."""
+    """An op's registered functions on one backend; forward_ is the one that works in place."""
 
     forward: Any
     backward: Any
+    forward_: Any
 
 
 class Decision(NamedTuple):
@@ -119,11 +120,8 @@ _registered: dict[tuple[str, str], Kernels | None] = {}  # A dict, which Dynamo 
 def _lookup(namespace: str, op: str) -> Kernels | None:
     if (namespace, op) not in _registered:
         ops = getattr(torch.ops, namespace)
-        forward = getattr(ops, f"{op}_forward", None)
-        backward = getattr(ops, f"{op}_backward", None)
-        _registered[namespace, op] = forward and Kernels(
-            forward.default, backward.default if backward else None
-        )
+        found = [getattr(ops, f"{op}_{name}", None) for name in Kernels._fields]
+        _registered[namespace, op] = found[0] and Kernels(*(f and f.default for f in found))
     return _registered[namespace, op]
 
 
@@ -139,20 +137,22 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def wants_grad(*tensors: torch.Tensor | None) -> bool:
+def wants_grad(*tensors: torch.Tensor | None, warn: bool = True) -> bool:
     """Whether a call on these tensors must be differentiable.
 
     torch.jit.trace cannot write down an autograd.Function, and records once more under no_grad to
-    compare: it gets the plain ops either way, and a warning where they lose a gradient.
+    compare: it gets the plain ops either way, and a warning where they lose a gradient. `slower`,
+    which may yet choose ATen, asks without the warning.
     """
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if wanted and torch.jit.is_tracing():
-        warnings.warn(
-            "torch.jit.trace records Lamina's kernels as plain ops, which TorchScript cannot "
-            "differentiate; for a program to train, trace inside lamina.use_backend('reference')",
-            torch.jit.TracerWarning,
-            stacklevel=3,
-        )
+        if warn:
+            warnings.warn(
+                "torch.jit.trace records Lamina's kernels as plain ops, which TorchScript cannot "
+                "differentiate; to train, trace inside lamina.use_backend('reference')",
+                torch.jit.TracerWarning,
+                stacklevel=3,
+            )
         return False
     return wanted
 

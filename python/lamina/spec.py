@@ -12,7 +12,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cache
 from types import ModuleType
@@ -28,12 +28,20 @@ class Sample:
     """One call of an op's functional form. Tensors that require grad are differentiated.
 
     bar: its error against float64 may be so many times the error that plain torch makes.
+    overwrites: the call writes into its first argument, and is given a copy of it (`fresh`).
     """
 
     name: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
     bar: float = 2.0
+    overwrites: bool = False
+
+    def fresh(self) -> Sample:
+        """The sample to make one call with."""
+        if not self.overwrites:
+            return self
+        return replace(self, args=(self.args[0].clone(), *self.args[1:]))
 
 
 @dataclass(frozen=True)

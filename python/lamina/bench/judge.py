@@ -38,7 +38,8 @@ class Judge:
     def problem(self, provider: Provider) -> str | None:
         if self.case.mode == "forward":
             with torch.no_grad():
-                got = provider.call(*provider.sample.args, **provider.sample.kwargs)
+                sample = provider.sample.fresh()
+                got = provider.call(*sample.args, **sample.kwargs)
             grads = ()
         else:
             got, grads, _ = run(provider.call, provider.sample, grads=self.grad)

@@ -22,6 +22,7 @@ def _bytes(tensors: list[Tensor]) -> int:
 
 def saved_bytes(call: Callable[..., Tensor], sample: Sample) -> int:
     """Bytes that autograd keeps for the backward pass, not counting the inputs and parameters."""
+    sample = sample.fresh()
     saved: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:
@@ -44,9 +45,10 @@ def peak_bytes(call: Callable[..., Tensor], sample: Sample, mode: str, grad: Ten
     wanted = [t for t in tensors_of(sample) if t.requires_grad]
     for tensor in wanted:
         tensor.grad = None
+    given = sample.fresh()
 
     def step() -> Tensor:
-        output = call(*sample.args, **sample.kwargs)
+        output = call(*given.args, **given.kwargs)
         if mode != "forward":
             output.backward(grad)
         return output
@@ -54,7 +56,9 @@ def peak_bytes(call: Callable[..., Tensor], sample: Sample, mode: str, grad: Ten
     release_workspace()
     peak, output = (_cuda_peak if grad.is_cuda else _cpu_peak)(step)
     peak += release_workspace()
-    results = [output, *(t.grad for t in wanted if t.grad is not None)]
+    results = [t.grad for t in wanted if t.grad is not None]
+    if not sample.overwrites:
+        results.append(output)
     for tensor in wanted:
         tensor.grad = None
     return max(0, peak - _bytes(results))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import partial
 
@@ -37,7 +37,8 @@ class Provider:
 
 def _chosen(spec: Spec, sample: Sample, mode: str) -> str:
     with backends.record_decisions() as decisions, timing.mode_context(mode):
-        spec.functional(*sample.args, **sample.kwargs)
+        given = sample.fresh()
+        spec.functional(*given.args, **given.kwargs)
     return decisions[0].backend
 
 
@@ -60,7 +61,8 @@ def lamina_providers(
         call = partial(spec.functional, backend=name)
         try:
             with timing.mode_context(mode):
-                call(*sample.args, **sample.kwargs)
+                given = sample.fresh()
+                call(*given.args, **given.kwargs)
         except ValueError:
             continue  # The kernel refuses the shape; `lamina.explain` says why.
         providers.append(Provider(f"{LAMINA} {name}", call, sample, name, counted=False))
@@ -77,7 +79,8 @@ def _in_layout(sample: Sample, layout: torch.memory_format | None) -> Sample:
     if layout is None:
         return sample
     kwargs = {name: to_layout(value, layout) for name, value in sample.kwargs.items()}
-    return Sample(sample.name, tuple(to_layout(a, layout) for a in sample.args), kwargs)
+    args = tuple(to_layout(a, layout) for a in sample.args)
+    return replace(sample, args=args, kwargs=kwargs)
 
 
 def peer_providers(
@@ -97,7 +100,8 @@ def peer_providers(
         try:
             with timing.mode_context(case.mode):
                 call = peer.make(given, setting)
-                call(*given.args, **given.kwargs)
+                once = given.fresh()
+                call(*once.args, **once.kwargs)
         except Exception as error:
             notes.append(f"{peer.name}: {type(error).__name__}: {str(error).splitlines()[0]}")
             continue

@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,12 +35,18 @@ def make_step(call: Callable[..., Tensor], sample: Sample, mode: str, grad: Tens
     """forward: no gradient wanted. both: forward and backward, as a training step runs them.
 
     backward: the backward pass of a forward pass that is not timed. Gradients are dropped before
-    they are computed again, inside the timed part, for all alike.
+    they are computed again, inside the timed part, for all alike. What a call overwrites is copied
+    before, which is not timed.
     """
     wanted = [t for t in tensors_of(sample) if t.requires_grad]
+    given = sample
+
+    def renew() -> None:
+        nonlocal given
+        given = sample.fresh()
 
     def forward() -> Tensor:
-        return call(*sample.args, **sample.kwargs)
+        return call(*given.args, **given.kwargs)
 
     def clear() -> None:
         for tensor in wanted:
@@ -50,14 +56,16 @@ def make_step(call: Callable[..., Tensor], sample: Sample, mode: str, grad: Tens
         clear()
         forward().backward(grad)
 
+    before = renew if sample.overwrites else None
     if mode == "forward":
-        return Step(forward)
+        return Step(forward, before)
     if mode == "both":
-        return Step(both)
+        return Step(both, before)
     output: list[Tensor] = []
 
     def prepare() -> None:
         clear()
+        renew()
         output[:] = [forward()]
 
     return Step(lambda: output.pop().backward(grad), prepare)
@@ -106,10 +114,10 @@ def copies_beyond_cache(sample: Sample) -> list[Sample]:
         return value.detach().clone().requires_grad_(value.requires_grad)
 
     return [
-        Sample(
-            sample.name,
-            tuple(copy(a) for a in sample.args),
-            {k: copy(v) for k, v in sample.kwargs.items()},
+        replace(
+            sample,
+            args=tuple(copy(a) for a in sample.args),
+            kwargs={k: copy(v) for k, v in sample.kwargs.items()},
         )
         for _ in range(count)
     ]

@@ -325,7 +325,7 @@ def _slower(backend: str, input: Tensor, weight: Tensor, *options: object) -> st
     rows = input.numel() // max(1, weight.shape[1])
     if input.dtype == torch.bfloat16 and MULTIPLIES_BF16 and not below(rows, 9):
         return "this CPU multiplies bf16 itself, which oneDNN makes use of"
-    if below(rows, 8) and weight.stride(-1) != 1 and wants_grad(input, weight):
+    if below(rows, 8) and weight.stride(-1) != 1 and wants_grad(input, weight, warn=False):
         return "with fewer than 8 rows and a weight of layout in_out ATen's gradients are faster"
     return None
 
