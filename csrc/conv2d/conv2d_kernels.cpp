@@ -4,8 +4,10 @@ namespace lamina {
 namespace LAMINA_ISA {
 
 void conv2d_forward(const Conv2dForward& args, const Parallel& parallel) {
-  if (is_pointwise(args.shape) || has_few_channels(args.shape))
+  if (is_pointwise(args.shape))
     product_forward(args, parallel);
+  else if (has_few_channels(args.shape) && !args.shape.channels_last)
+    few_channels_forward(args, parallel);
   else
     staged_forward(args, parallel);
 }
@@ -18,10 +20,12 @@ void conv2d_backward(const Conv2dBackward& args, const Parallel& parallel) {
     else
       staged_grad_input(args, parallel);
   }
-  // The product's packing would sum the bias gradient, but without weights there is none.
-  const bool product = args.grad_weight != nullptr && shape.channels > 0;
-  if (product && (is_pointwise(shape) || has_few_channels(shape)))
+  // The first two sum the bias gradient beside that of the weights, but without these not at all.
+  const bool weights = args.grad_weight != nullptr && shape.channels > 0;
+  if (weights && is_pointwise(shape))
     product_grad_weight(args, parallel);
+  else if (weights && has_few_channels(shape))
+    few_channels_grad_weight(args, parallel);
   else if (args.grad_weight != nullptr || args.grad_bias != nullptr)
     staged_grad_weight(args, parallel);
   if (args.grad_residual != nullptr) store_grad_residual(args, parallel);

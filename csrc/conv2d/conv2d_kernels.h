@@ -56,18 +56,19 @@ inline bool is_pointwise(const Conv2dShape& shape) {
 constexpr int64_t few_channels = 4;
 
 inline bool has_few_channels(const Conv2dShape& shape) {
-  return shape.channels <= few_channels && !shape.channels_last && shape.groups == 1 &&
-         !shape.winograd;
+  return shape.channels <= few_channels && shape.groups == 1 && !shape.winograd;
 }
 
 }  // namespace lamina
 
 LAMINA_KERNEL(void conv2d_forward(const Conv2dForward& args, const Parallel& parallel);
               void conv2d_backward(const Conv2dBackward& args, const Parallel& parallel);
-              // Their parts, each in an object of its own: pointwise, of few channels, and staged.
+              // Their parts, in objects of their own: pointwise, of few channels, and staged.
               void product_forward(const Conv2dForward& args, const Parallel& parallel);
               void product_grad_input(const Conv2dBackward& args, const Parallel& parallel);
               void product_grad_weight(const Conv2dBackward& args, const Parallel& parallel);
+              void few_channels_forward(const Conv2dForward& args, const Parallel& parallel);
+              void few_channels_grad_weight(const Conv2dBackward& args, const Parallel& parallel);
               void staged_forward(const Conv2dForward& args, const Parallel& parallel);
               void staged_grad_input(const Conv2dBackward& args, const Parallel& parallel);
               void staged_grad_weight(const Conv2dBackward& args, const Parallel& parallel);

@@ -123,12 +123,13 @@ void stage_with(const R& reader, int64_t image, int64_t channel, int count, int6
     }
     for (int64_t x = begin; x < end; x += L) {
       const int valid = end - x < L ? static_cast<int>(end - x) : L;
-      Vector<T> square[L] = {};
+      Vector<T> square[L];
       if (count == L && valid == L) {
 #pragma GCC unroll 16
         for (int c = 0; c < L; ++c) square[c] = reader(image, channel + c, pixel + x, L);
       } else {
-        for (int c = 0; c < count; ++c) square[c] = reader(image, channel + c, pixel + x, valid);
+        for (int c = 0; c < L; ++c)
+          square[c] = c < count ? reader(image, channel + c, pixel + x, valid) : Vector<T>{};
       }
       transpose(square);
       if (window.step == 1 && valid == L) {
@@ -149,6 +150,20 @@ void stage(const Source<S>& source, int64_t image, int64_t channel, int count, i
     const Reader<S, decltype(kind)::value> reader(source);
     stage_with(reader, image, channel, count, height, width, window, target);
   });
+}
+
+// The sum over a block's pixels.
+template <class T>
+Vector<T> sum_pixels(const T* block, int64_t pixels) {
+  constexpr int L = lanes<T>;
+  Vector<T> part[4] = {};
+  int64_t p = 0;
+  for (; p + 4 <= pixels; p += 4) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) part[i] += load(block + (p + i) * L);
+  }
+  for (; p < pixels; ++p) part[0] += load(block + p * L);
+  return (part[0] + part[1]) + (part[2] + part[3]);
 }
 
 }  // namespace

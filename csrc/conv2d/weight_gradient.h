@@ -106,12 +106,8 @@ class WeightGradient {
                         s_.winograd ? 2 * s_.across() : shape_.out_width, 1};
     stage(gradient_, index / s_.strips, s_.target_channel(group, block), count, shape_.out_height,
           shape_.out_width, window, staged);
-    for (int64_t y = 0; y < rows; ++y) {
-      const T* const row = staged + y * window.columns * L;
-      Vector<T> part[4] = {};
-      for (int64_t x = 0; x < shape_.out_width; ++x) part[x % 4] += load(row + x * L);
-      sum += (part[0] + part[1]) + (part[2] + part[3]);
-    }
+    for (int64_t y = 0; y < rows; ++y)
+      sum += sum_pixels(staged + y * window.columns * L, shape_.out_width);
     if (s_.winograd)
       transform_gradient(staged, window.columns, s_.rows / 2, s_.across(),
                          s_.target_tiles(group, block) + segment * s_.tiles * L, s_.run());
