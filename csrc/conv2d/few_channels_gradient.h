@@ -86,7 +86,7 @@ class FewChannelsGradient {
         parallel_(parallel),
         depth_(shape.channels * shape.kernel[0] * shape.kernel[1]),
         sets_(ceil_div(shape.outs, set_outs)),
-        sums_size_((round_up(depth_, most_taps) + 1) * set_outs),
+        sums_size_((depth_ + most_taps) * set_outs),
         planes_(shape, input,
                 plane_rows<T>(shape, shape.out_width * set_outs * sizeof(T), 256 << 10), 1) {}
 
@@ -125,7 +125,7 @@ class FewChannelsGradient {
   int64_t strips_of_image() const { return ceil_div(shape_.out_height, planes_.rows); }
 
   // The sums of a set of output channels over strips [begin, end): a row of set_outs for each
-  // element of a filter, then that of the bias.
+  // element of a filter and for those past the last, which nobody reads, then that of the bias.
   void sum_strips(int64_t begin, int64_t end, int64_t set, T* staged, T* dz, T* sums) const {
     for (int64_t i = 0; i < sums_size_; i += L) store(sums + i, Vector<T>{});
     for (int64_t strip = begin; strip < end; ++strip) {
@@ -164,7 +164,6 @@ class FewChannelsGradient {
                                 width * L,
                                 block};
           const T* pixels[most_taps];
-          // Past the last element of a filter come sums that nobody reads.
           for (int i = 0; i < taps; ++i)
             pixels[i] = staged + y * planes_.row_pitch() + x * shape_.stride[1] +
                         offsets_[min64(first + i, depth_ - 1)];
