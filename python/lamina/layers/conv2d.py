@@ -169,7 +169,7 @@ def _slower(
     measured = backend == "cpp" and input.dtype == torch.float32 and options.algorithm == "auto"
     if not measured or kernel == one or (options.groups > 1 and max(options.stride) == 1):
         return None
-    # What csrc/conv2d/columns.h takes.
+    # What csrc/conv2d/few_channels.h takes.
     few = input.shape[1] <= 4 and options.groups == 1 and input.is_contiguous()
     filters_3x3 = kernel == (3, 3) and tuple(options.dilation) == one
     strided = (
