@@ -104,7 +104,7 @@ class FewChannels {
   struct Tile {
     const T* source[V];
     int64_t pixel[V];
-    int count[V], vectors;
+    int count[V], vectors, pixels;
   };
 
   // Strips are cut until every thread has a few; how does not change any sum.
@@ -138,10 +138,12 @@ class FewChannels {
     int64_t y = 0, x = 0;
     for (int64_t done = 0; done < vectors; done += V) {
       tile.vectors = static_cast<int>(min64(V, vectors - done));
+      tile.pixels = 0;
       for (int j = 0; j < tile.vectors; ++j) {
         tile.source[j] = staged + y * planes_.row_pitch() + x;
         tile.pixel[j] = (from + y) * width + x;
         tile.count[j] = static_cast<int>(min64(L, width - x));
+        tile.pixels += tile.count[j];
         x += L;
         if (x >= width) x = 0, ++y;
       }
@@ -163,40 +165,42 @@ class FewChannels {
                  bits + i * mask_size_);
   }
 
-  // Of each row the bits of all vectors, which follow each other, go to `target` from bit `shift`
-  // on.
   template <bool MASKED>
   void finish_tile(const Tile& tile, const T* sums, int64_t image, int64_t channel, int rows,
                    uint8_t* target, int64_t shift) const {
-    T bias[R] = {};
-    if (to_.bias != nullptr)
-      for (int i = 0; i < rows; ++i) bias[i] = load_element(to_.bias + channel + i);
-    uint64_t bits[R] = {};
-    for (int j = 0; j < tile.vectors; ++j) {
-      const int64_t offset = to_.layout.offset(image, channel, tile.pixel[j]);
-      const int64_t first = shift + tile.pixel[j] - tile.pixel[0];
-      if (tile.count[j] == L)
-        put_rows<MASKED>(sums + j * L, bias, rows, L, offset, bits, first);
-      else
-        put_rows<MASKED>(sums + j * L, bias, rows, tile.count[j], offset, bits, first);
-    }
-    for (int i = 0; MASKED && i < rows; ++i, target += mask_size_) {
-      uint64_t word;
-      __builtin_memcpy(&word, target, sizeof word);
-      word |= bits[i];
-      __builtin_memcpy(target, &word, sizeof word);
-    }
+    if (tile.pixels == tile_columns<T>)
+      finish_rows<MASKED, true>(tile, sums, image, channel, rows, target, shift);
+    else
+      finish_rows<MASKED, false>(tile, sums, image, channel, rows, target, shift);
   }
 
-  template <bool MASKED>
-  LAMINA_INLINE void put_rows(const T* sums, const T* bias, int rows, int count, int64_t offset,
-                              uint64_t* bits, int64_t first) const {
+  // Of each row the bits of all vectors, which follow each other, go to `target` from bit `shift`
+  // on. WHOLE: all vectors, with all their lanes.
+  template <bool MASKED, bool WHOLE>
+  LAMINA_INLINE void finish_rows(const Tile& tile, const T* sums, int64_t image, int64_t channel,
+                                 int rows, uint8_t* target, int64_t shift) const {
     // By value: stored vectors may alias what a reference leads to.
     const Finisher<S, K> finisher = finisher_;
-    const int64_t step = to_.layout.pixels;
+    const Tile at = tile;
+    const S* const bias = to_.bias == nullptr ? nullptr : to_.bias + channel;
+    const int64_t step = to_.layout.pixels, next = mask_size_;
+    int64_t offset = to_.layout.offset(image, channel, 0);
     for (int i = 0; i < rows; ++i, sums += tile_columns<T>, offset += step) {
-      const uint64_t kept = finisher.template put<MASKED>(load(sums) + bias[i], offset, count);
-      if (MASKED) bits[i] |= kept << first;
+      const T shifted = bias == nullptr ? 0 : load_element(bias + i);
+      uint64_t bits = 0;
+#pragma GCC unroll 4
+      for (int j = 0; j < V; ++j) {
+        if (!WHOLE && j >= at.vectors) break;
+        const uint64_t kept = finisher.template put<MASKED>(
+            load(sums + j * L) + shifted, offset + at.pixel[j], WHOLE ? L : at.count[j]);
+        bits |= kept << (WHOLE ? j * L : at.pixel[j] - at.pixel[0]);
+      }
+      if (!MASKED) continue;
+      uint64_t word;
+      __builtin_memcpy(&word, target, sizeof word);
+      word |= bits << shift;
+      __builtin_memcpy(target, &word, sizeof word);
+      target += next;
     }
   }
 
