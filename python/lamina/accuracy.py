@@ -208,7 +208,9 @@ def gradcheck_sample(
 ) -> str | None:
     """What finite differences (of the gradient, if `second`) object to; None if nothing.
 
-    `fast` looks along random directions instead of at every element.
+    `fast` looks along random directions instead of at every element. What is plain torch, as
+    the gradient's gradient on every backend, takes one thread: in thousands of calls on a few
+    elements, threads that share their cores with other programs wait for each other for minutes.
     """
 
     def call(*values: Tensor) -> Tensor:
@@ -221,8 +223,13 @@ def gradcheck_sample(
     # A copy: gradcheck perturbs elements one by one, which expanded tensors share.
     values = [sample.args[i].detach().clone().requires_grad_() for i in wanted]
     check = torch.autograd.gradgradcheck if second else torch.autograd.gradcheck
+    plain = second or backends.choice.name == "reference"
+    threads = torch.get_num_threads()
     try:
+        torch.set_num_threads(1 if plain else threads)
         check(call, values, atol=TOLERANCE, rtol=TOLERANCE, fast_mode=fast)
     except GradcheckError as error:
         return f"{sample.name}: {check.__name__}: {str(error).strip()}"
+    finally:
+        torch.set_num_threads(threads)
     return None
