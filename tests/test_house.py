@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import warnings
 
 import pytest
 import torch
@@ -95,6 +96,27 @@ def test_explain_runs_the_call_as_its_caller_would():
         threshold_relu(x)
     with torch.no_grad():
         assert lamina.explain(threshold_relu, x)[0].backend == inference[0].backend
+
+
+def test_recording_ends():
+    """Nested too; what was recorded is complete, and small calls take their shortcuts again."""
+    call, x = squash, torch.randn(3, 4)
+    with lamina.backends.record_decisions() as outer:
+        with lamina.backends.record_decisions() as inner:
+            call(x)
+        call(x)
+    call(x)
+    assert [len(outer), len(inner)] == [1, 1]
+    assert lamina.backends.choice.free
+
+
+def test_kernels_that_no_gpu_has_run_are_taken_by_name_only(triton_on_cpu, monkeypatch):
+    absent = lamina.backends.Backend("lamina", "cpu", "not today", automatic=True)
+    monkeypatch.setitem(lamina.backends.BACKENDS, "triton", triton_on_cpu)
+    monkeypatch.setitem(lamina.backends.BACKENDS, "cpp", absent)
+    (decision,) = lamina.explain(squash, torch.randn(3, 4))
+    assert decision.backend == "reference"
+    assert "ask for it by name" in decision.reasons["triton"][0]
 
 
 def test_imports_and_runs_without_compiled_modules(tmp_path):
@@ -236,6 +258,17 @@ def test_functorch_transforms_inside_compile(call, shape):
     torch.testing.assert_close(compiled(x), forward(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.skipif(bool(lamina.backends.missing["cpp"]), reason="the C++ module is not built")
+def test_forward_mode_outside_of_functorch():
+    x, tangent = torch.randn(2, 5, 8)
+    assert lamina.explain(squash, x)[0].backend == "cpp"
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, tangent)
+        assert lamina.explain(squash, dual)[0].backend == "reference"
+        got = torch.autograd.forward_ad.unpack_dual(squash(dual)).tangent
+    torch.testing.assert_close(got, torch.func.jvp(squash, (x,), (tangent,))[1])
+
+
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 def test_other_layouts_take_the_reference():
     """What torch can multiply and no kernel can read: the automatic choice never refuses it."""
@@ -306,6 +339,10 @@ def test_jit_trace_with_gradients():
     with pytest.warns(torch.jit.TracerWarning, match=r"use_backend\('reference'\)"):
         traced = torch.jit.trace(model, x)
     assert "lamina::linear_forward" in str(traced.inlined_graph)
+    with torch.no_grad(), warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        torch.jit.trace(model, x)
+    assert not any("use_backend" in str(warning.message) for warning in found)
     file = io.BytesIO()
     torch.jit.save(traced, file)
     file.seek(0)

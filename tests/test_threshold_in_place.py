@@ -55,6 +55,8 @@ def test_keeps_one_bit_an_element_and_nothing_else():
     """ATen keeps a copy of what it overwrites."""
     x = leaf(1 << 16)
     assert saved_bytes(lambda: kernel(x * 1.0)) == (1 << 16) // 8
+    large = leaf(_SMALL_IN_PLACE)
+    assert saved_bytes(lambda: automatic(large * 1.0)) == _SMALL_IN_PLACE // 8
     assert saved_bytes(lambda: F.threshold(x * 1.0, 0.1, 0.0, inplace=True)) == 4 << 16
 
 
@@ -223,9 +225,10 @@ def test_atens_kernel_where_it_is_as_fast():
 def test_a_leaf_without_gradients_is_overwritten():
     x = leaf(100)
     expected = F.threshold(x.detach(), 0.1, 0.0)
-    with torch.no_grad():
+    with torch.no_grad(), torch.profiler.profile() as profile:
         assert kernel(x) is x
     assert torch.equal(x, expected)
+    assert "lamina::threshold_forward_" in {event.name for event in profile.events()}
 
 
 def test_compiled():
