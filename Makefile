@@ -41,8 +41,8 @@ format: $(VENV)/lint
 	$(VENV)/bin/clang-format -i $(CPP_FILES)
 
 # AddressSanitizer and UndefinedBehaviorSanitizer over everything that the C++ ops are tested with.
-SANITIZED = (cpp or test_linear or test_threshold or test_im2col or test_dynamic_routing or \
-  test_routing_shapes) and not (compile or cuda or triton)
+SANITIZED = (cpp or test_first_layers or test_linear or test_threshold or test_im2col or \
+  test_dynamic_routing or test_routing_shapes) and not (compile or cuda or triton)
 sanitize: $(VENV)/test
 	$(VENV)/bin/cmake -S . -B build/sanitize -G Ninja -DLAMINA_SANITIZE=ON -DLAMINA_CUDA=OFF \
 	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPython_EXECUTABLE=$(abspath $(VENV))/bin/python \
