@@ -31,18 +31,18 @@ def dynamic_routing_forward(
     eps: float,
     save: bool,
     return_couplings: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Returns v [B, O, E], and if asked for s of every iteration and the last couplings."""
     routing = Routing(u, weight, prior, mask, leaky, scale, coupling_dim)
     check_dynamic_routing(u, weight, bias, iterations)
     b, i, o, e, _ = routing.sizes
     output = u.new_empty((b, o, e))
-    s = u.new_empty((iterations, b, o, e)) if save else None
-    couplings = u.new_empty((b, i, o)) if return_couplings else None
+    s = u.new_empty((iterations if save else 0, b, o, e))
+    couplings = u.new_empty((b if return_couplings else 0, i, o))
     v = None
     for t in range(iterations):
         last = t == iterations - 1
-        sums = routing.weighted_sums(v, couplings=couplings if last else None)
+        sums = routing.weighted_sums(v, couplings=couplings if last and return_couplings else None)
         v_next = output if last else torch.empty_like(output)
         previous = v if accumulate and not last else None
         routing.squash(sums, bias, previous, s[t] if save else None, v_next, squash, eps)

@@ -22,16 +22,14 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& u, const Tensor& weight
   args.squash = squash_kind(squash);
   args.eps = eps;
   args.bias = data_or_null(bias);
-  Tensor v = empty_for_routing(u, {in.batch, in.out_capsules, in.out_dim}), s, couplings;
+  const Tensor v = empty_for_routing(u, {in.batch, in.out_capsules, in.out_dim});
+  const Tensor s =
+      empty_for_routing(u, {save ? iterations : 0, in.batch, in.out_capsules, in.out_dim});
+  const Tensor couplings =
+      empty_for_routing(u, {return_couplings ? in.batch : 0, in.in_capsules, in.out_capsules});
   args.output = v.data_ptr();
-  if (save) {
-    s = empty_for_routing(u, {iterations, in.batch, in.out_capsules, in.out_dim});
-    args.s = s.data_ptr();
-  }
-  if (return_couplings) {
-    couplings = empty_for_routing(u, {in.batch, in.in_capsules, in.out_capsules});
-    args.couplings = couplings.data_ptr();
-  }
+  if (save) args.s = s.data_ptr();
+  if (return_couplings) args.couplings = couplings.data_ptr();
   run_routing_forward(args);
   return {v, s, couplings};
 }

@@ -25,10 +25,11 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& u, const Tensor& weight
   const Tensor sums = steps.empty(shape.vectors()), routed = steps.empty(shape.vectors());
   void *c = steps.pointer(links), *v = steps.pointer(routed);
 
-  Tensor output = steps.empty_vectors(), saved, couplings;
-  if (save)
-    saved =
-        torch::stable::new_empty(u, {iterations, shape.batch, shape.out_capsules, shape.out_dim});
+  const Tensor output = steps.empty_vectors();
+  const Tensor saved = torch::stable::new_empty(
+      u, {save ? iterations : 0, shape.batch, shape.out_capsules, shape.out_dim});
+  const Tensor couplings = torch::stable::new_empty(
+      u, {return_couplings ? shape.batch : 0, shape.in_capsules, shape.out_capsules});
   for (int64_t t = 0; t < iterations; ++t) {
     const bool first = t == 0, last = t == iterations - 1;
     steps.couple(first ? nullptr : v, true, c);
@@ -44,10 +45,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& u, const Tensor& weight
     launch_routing_forward_step(shape, {squash_kind(squash), eps}, steps.pointer(partial),
                                 routing_chunks(shape), to, steps.stream());
   }
-  if (return_couplings) {
-    couplings = torch::stable::new_empty(u, {shape.batch, shape.in_capsules, shape.out_capsules});
-    steps.links_out(c, steps.pointer(couplings));
-  }
+  if (return_couplings) steps.links_out(c, steps.pointer(couplings));
   call.check();
   return {output, saved, couplings};
 }

@@ -131,14 +131,14 @@ def _forward_fake(
     mask: Tensor | None,
     iterations: int,
     *call: Any,
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Tensor, Tensor, Tensor]:
     *_, save, return_couplings = call
     batch, ins, _ = u.shape
     outs, out_dim = weight.shape[0], weight.shape[-2]
     return (
         u.new_empty(batch, outs, out_dim),
-        u.new_empty(iterations, batch, outs, out_dim) if save else None,
-        u.new_empty(batch, ins, outs) if return_couplings else None,
+        u.new_empty(iterations if save else 0, batch, outs, out_dim),
+        u.new_empty(batch if return_couplings else 0, ins, outs),
     )
 
 
