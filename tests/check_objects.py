@@ -48,7 +48,7 @@ def micro_kernels(object_file: Path) -> dict[str, list[tuple[int, str]]]:
     lines = None
     for line in output("objdump", "-dC", "--no-show-raw-insn", object_file).splitlines():
         if header := re.match(r"[0-9a-f]+ <(.*)>:$", line):
-            is_kernel = re.search("::(plane_)?micro_kernel<", header[1])
+            is_kernel = re.search("::(plane_)?micro_kernel(_by_row)?<", header[1])
             lines = functions.setdefault(header[1], []) if is_kernel else None
         elif lines is not None and (found := re.match(r"\s*([0-9a-f]+):\s+(.*)", line)):
             lines.append((int(found[1], 16), found[2]))

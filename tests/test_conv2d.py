@@ -321,6 +321,50 @@ def test_errors_are_as_documented(algorithm, channels, size, backend):
         assert ours <= most * torchs, f"{name}: {ours:.3g}, torch's {torchs:.3g}"
 
 
+@pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu", "silu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("images", "channels", "height", "width", "outs"),
+    [
+        (2, 9, 33, 31, 20),  # blocks of pixels in one image and across two, mask bits at any place
+        (1, 300, 40, 32, 34),  # too many channels for a pixel's to be used where they lie
+        (2, 40, 16, 16, 260),  # more sums than a pass takes; whole tiles of the input's gradient
+        (1, 40, 6, 6, 9),  # fewer pixels than sums: the gradient of the weight is not transposed
+    ],
+)
+def test_1x1(images, channels, height, width, outs, layout, dtype, activation, backend):
+    x = torch.randn(images, channels, height, width, dtype=dtype).to(memory_format=layout)
+    weight = torch.randn(outs, channels, 1, 1, dtype=dtype) / channels**0.5
+    tensors = (x, weight, torch.randn(outs, dtype=dtype))
+    grad = torch.randn(images, outs, height, width, dtype=dtype).to(memory_format=layout)
+
+    def results(function, to):
+        leaves = [t.detach().to(to).requires_grad_() for t in tensors]
+        output = function(*leaves)
+        return output, *torch.autograd.grad(output, leaves, grad.to(to))
+
+    def ours(x, weight, bias):
+        return conv2d(x, weight, bias, activation=activation)
+
+    def torchs(x, weight, bias):
+        z = F.conv2d(x, weight, bias)
+        return z if activation == "none" else getattr(F, activation)(z)
+
+    got, plain = results(ours, dtype), results(torchs, dtype)
+    exact = results(torchs, torch.float64)
+    for name, g, p, e in zip(("output", "input", "weight", "bias"), got, plain, exact, strict=True):
+        errors = [(t.double() - e).square().mean().sqrt().item() for t in (g, p)]
+        floor = 64 * torch.finfo(torch.float64).eps * e.square().mean().sqrt().item()
+        assert errors[0] <= 2 * errors[1] + floor, f"{name}: {errors[0]:.3g}, {errors[1]:.3g}"
+    if backend == "cpp":
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        again = results(ours, dtype)
+        torch.set_num_threads(threads)
+        assert all(torch.equal(a, g) for a, g in zip(again, got, strict=True))
+
+
 @pytest.mark.parametrize("algorithm", ["winograd", "winograd4"])
 def test_winograd_is_the_cpus(algorithm):
     options = Options([1, 1], [1, 1], [1, 1], 1, "none", 0.0, algorithm, False)

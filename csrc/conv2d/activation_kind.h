@@ -36,17 +36,18 @@ template <class T>
 struct Piecewise {
   T threshold, slope;
   bool leaky;
-  Mask<T>
-      slopes;  // all ones if leaky: where it is not, also infinity becomes 0 below the threshold
 
   Piecewise(Activation activation, T parameter)
       : threshold(activation == Activation::threshold ? parameter : 0),
         slope(activation == Activation::leaky_relu ? parameter : 0),
-        leaky(activation == Activation::leaky_relu),
-        slopes(leaky ? ~Mask<T>{} : Mask<T>{}) {}
+        leaky(activation == Activation::leaky_relu) {}
 
-  Vector<T> below(Vector<T> value) const { return (Vector<T>)((Mask<T>)(value * slope) & slopes); }
-  Vector<T> activate(Vector<T> z) const { return z <= threshold ? below(z) : z; }
+  // Times 1 where kept and the slope elsewhere; without a slope also infinity becomes 0 there.
+  Vector<T> scale(Vector<T> value, Mask<T> kept) const {
+    if (leaky) return kept ? value : value * slope;
+    return (Vector<T>)((Mask<T>)value & kept);
+  }
+  Vector<T> activate(Vector<T> z) const { return scale(z, ~(Mask<T>)(z <= threshold)); }
   // A bit for each lane whose derivative is 1. Torch passes gradients on where relu and threshold
   // saw NaN, but not where leaky_relu did.
   uint32_t kept(Vector<T> z) const {

@@ -102,6 +102,27 @@ struct FinishTile {
   }
 };
 
+// The epilogue for the gradient of an input: sums are stored as they are.
+template <class S>
+struct StoreTile : FinishTile<S, Kind::none> {
+  using T = Accumulator<S>;
+
+  // Where they lie side by side in one image, without a detour.
+  Tile<T> target_tile(int64_t row, int, int64_t column, int columns) const {
+    if constexpr (sizeof(S) == sizeof(T)) {
+      const Finish<S>& to = this->to;
+      const Layout& layout = to.layout;
+      if (columns < tile_columns<T>) return {nullptr, 0};
+      if (layout.channels_last)
+        return {to.output + row * layout.channels + column, layout.channels};
+      const PixelGrid::Run run = this->grid.run(column, columns);
+      if (run.length == columns)
+        return {to.output + layout.offset(run.image, row, run.pixel), layout.pixels};
+    }
+    return {nullptr, 0};
+  }
+};
+
 // The epilogue for the gradient of an input of which a stride left pixels out: zeros go there.
 template <class S>
 struct SpreadTile {

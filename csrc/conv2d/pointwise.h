@@ -49,7 +49,7 @@ void pointwise_grad_input(const Conv2dShape& shape, const Source<S>& gradient, c
     constexpr Kind K = decltype(kind)::value;
     if (grid.dense())
       multiply_pixels<S, K>(shape, gradient, source_grid, transposed, shape.outs,
-                            FinishTile<S, Kind::none>{to, grid}, parallel);
+                            StoreTile<S>{{to, grid}}, parallel);
     else
       multiply_pixels<S, K>(shape, gradient, source_grid, transposed, shape.outs,
                             SpreadTile<S>{to.output, to.layout, grid}, parallel);
@@ -57,7 +57,8 @@ void pointwise_grad_input(const Conv2dShape& shape, const Source<S>& gradient, c
 }
 
 // The gradients of the weight and, unless null, of the bias: dZ times the matrix [pixels, columns]
-// that the weight was multiplied with.
+// that the weight was multiplied with. dZ costs more to pack, and least as B, whose panels are
+// whole vectors; but then the sums come out transposed, which where there are many costs more.
 template <class S, class Columns>
 void multiply_gradient(const Conv2dShape& shape, const Source<S>& gradient, const Columns& matrix,
                        int64_t columns, Accumulator<S>* grad_weight, S* grad_bias,
@@ -69,8 +70,12 @@ void multiply_gradient(const Conv2dShape& shape, const Source<S>& gradient, cons
   with_kind(gradient.activation, [&](auto kind) {
     constexpr Kind K = decltype(kind)::value;
     const PixelDepth<S, K> dz{Reader<S, K>(gradient), output_grid(shape), sums};
-    multiply_any<T>(shape.outs, columns, pixels, dz, matrix, StoreRows<T, T>{grad_weight, columns},
-                    parallel);
+    if (pixels >= 4 * columns)
+      multiply_any<T>(columns, shape.outs, pixels, matrix, dz,
+                      StoreColumns<T>{grad_weight, columns}, parallel);
+    else
+      multiply_any<T>(shape.outs, columns, pixels, dz, matrix,
+                      StoreRows<T, T>{grad_weight, columns}, parallel);
   });
   if (grad_bias == nullptr) return;
   add_partial_sums(sums, blocks, shape.outs, grad_bias);

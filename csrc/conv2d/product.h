@@ -14,9 +14,12 @@ template <class T>
 struct AnyOperand {
   using Pack = void (*)(const void* operand, T* panel, int64_t first, int count, int64_t depth,
                         int depths);
+  using FindInPlace = InPlace<T> (*)(const void* operand, int64_t first, int count, int64_t depth,
+                                     int depths);
   const void* operand;
   Pack pack_panel, panel_packed;
   void (*fetch)(const void* operand, int64_t first, int count, int64_t depth, int depths);
+  FindInPlace find;  // or null
 
   template <int WIDTH>
   void pack(T* panel, int64_t first, int count, int64_t depth, int depths) const {
@@ -30,7 +33,24 @@ struct AnyOperand {
   void prefetch(int64_t first, int count, int64_t depth, int depths) const {
     fetch(operand, first, count, depth, depths);
   }
+  InPlace<T> in_place(int64_t first, int count, int64_t depth, int depths) const {
+    if (find == nullptr) return {nullptr, 0, 0};
+    return find(operand, first, count, depth, depths);
+  }
 };
+
+// in_place of an operand that has it.
+template <class T, class Operand>
+auto find_in_place(int) -> decltype(static_cast<const Operand*>(nullptr)->in_place(0, 0, 0, 0),
+                                    typename AnyOperand<T>::FindInPlace{}) {
+  return [](const void* of, int64_t first, int count, int64_t depth, int depths) {
+    return static_cast<const Operand*>(of)->in_place(first, count, depth, depths);
+  };
+}
+template <class T, class Operand>
+typename AnyOperand<T>::FindInPlace find_in_place(long) {
+  return nullptr;
+}
 
 // `operand`, which must outlive the result, as the GEMM's A (WIDTH = tile_rows) or B.
 template <class T, int WIDTH, class Operand>
@@ -45,21 +65,43 @@ AnyOperand<T> any_operand(const Operand& operand) {
       },
       [](const void* of, int64_t first, int count, int64_t depth, int depths) {
         prefetch_source<WIDTH>(*static_cast<const Operand*>(of), first, count, depth, depths, 0);
-      }};
+      },
+      find_in_place<T, Operand>(0)};
 }
 
 template <class T>
 struct AnyEpilogue {
+  using FindTarget = Tile<T> (*)(const void* epilogue, int64_t row, int rows, int64_t column,
+                                 int columns);
   const void* epilogue;
   void (*finish)(const void* epilogue, const T* tile, int64_t row, int rows, int64_t column,
                  int columns);
   void (*fetch)(const void* epilogue, int64_t row, int rows, int64_t column);
+  FindTarget find;  // or null
 
   void operator()(const T* tile, int64_t row, int rows, int64_t column, int columns) const {
     finish(epilogue, tile, row, rows, column, columns);
   }
   void prefetch(int64_t row, int rows, int64_t column) const { fetch(epilogue, row, rows, column); }
+  Tile<T> target_tile(int64_t row, int rows, int64_t column, int columns) const {
+    if (find == nullptr) return {nullptr, 0};
+    return find(epilogue, row, rows, column, columns);
+  }
 };
+
+// target_tile of an epilogue that has it.
+template <class T, class Epilogue>
+auto find_target_tile(int)
+    -> decltype(static_cast<const Epilogue*>(nullptr)->target_tile(0, 0, 0, 0),
+                typename AnyEpilogue<T>::FindTarget{}) {
+  return [](const void* of, int64_t row, int rows, int64_t column, int columns) {
+    return static_cast<const Epilogue*>(of)->target_tile(row, rows, column, columns);
+  };
+}
+template <class T, class Epilogue>
+typename AnyEpilogue<T>::FindTarget find_target_tile(long) {
+  return nullptr;
+}
 
 template <class T, class Epilogue>
 AnyEpilogue<T> any_epilogue(const Epilogue& epilogue) {
@@ -69,7 +111,8 @@ AnyEpilogue<T> any_epilogue(const Epilogue& epilogue) {
           },
           [](const void* of, int64_t row, int rows, int64_t column) {
             prefetch_target(*static_cast<const Epilogue*>(of), row, rows, column, 0);
-          }};
+          },
+          find_target_tile<T, Epilogue>(0)};
 }
 
 template <class T, class A, class B, class Epilogue>

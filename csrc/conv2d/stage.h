@@ -64,25 +64,45 @@ struct Reader {
 
   LAMINA_INLINE Vector<T> operator()(int64_t image, int64_t channel, int64_t pixel,
                                      int count) const {
-    const int64_t offset = from.layout.offset(image, channel, pixel);
+    const int64_t row = from.layout.mask_row(image, channel, pixel);
+    return at<false>(from.layout.offset(image, channel, pixel), mask_row(row),
+                     from.layout.mask_bit(image, channel, pixel), count);
+  }
+
+  // For those who step from vector to vector: what lies at `offset`, with its bits in a row of the
+  // mask from `bit` on, at the beginning of a byte if ALIGNED.
+  template <bool ALIGNED>
+  LAMINA_INLINE Vector<T> at(int64_t offset, const uint8_t* mask, int64_t bit, int count) const {
     const Vector<T> value = read(from.data + offset, count);
     if constexpr (K == Kind::none) {
       return value;
     } else if constexpr (K == Kind::piecewise) {
-      const uint8_t* row = static_cast<const uint8_t*>(from.saved) +
-                           from.layout.mask_row(image, channel, pixel) * from.mask_stride;
-      const uint32_t bits = read_bits(row, from.layout.mask_bit(image, channel, pixel), count);
-      const Mask<T> kept = bits_mask(bits, T{});
-      return kept ? value : piecewise.below(value);
+      return piecewise.scale(value, bits_mask(bits<ALIGNED>(mask, bit, count), T{}));
     } else {
       const Vector<T> saved = read(static_cast<const S*>(from.saved) + offset, count);
       return value * smooth_derivative<T>(from.activation, saved);
     }
   }
+  // Null where there is none.
+  const uint8_t* mask_row(int64_t row) const {
+    return K == Kind::piecewise ? static_cast<const uint8_t*>(from.saved) + row * from.mask_stride
+                                : nullptr;
+  }
 
  private:
   static Vector<T> read(const S* source, int count) {
     return count == lanes<T> ? load(source) : load(source, count);
+  }
+  template <bool ALIGNED>
+  LAMINA_INLINE static uint32_t bits(const uint8_t* mask, int64_t bit, int count) {
+    if constexpr (ALIGNED && lanes<T> % 8 == 0) {
+      if (count == lanes<T>) {
+        uint32_t whole = 0;
+        __builtin_memcpy(&whole, mask + bit / 8, lanes<T> / 8);
+        return whole;
+      }
+    }
+    return read_bits(mask, bit, count);
   }
 };
 

@@ -78,7 +78,13 @@ inline void sum_over_depth(const T* panel, int count, int depths, T* sums) {
     if (base >= count) break;
     // Eight running sums: short chains of additions, which is more exact and faster.
     Vector<T> sum[8] = {};
-    for (int d = 0; d < depths; ++d) sum[d % 8] += load(panel + d * WIDTH + base);
+    int d = 0;
+    for (; d + 8 <= depths; d += 8)
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) sum[i] += load(panel + (d + i) * WIDTH + base);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i)
+      if (d + i < depths) sum[i] += load(panel + (d + i) * WIDTH + base);
     const Vector<T> total =
         ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
     store(sums + base, total, count - base < lanes<T> ? count - base : lanes<T>);

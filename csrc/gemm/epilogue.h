@@ -64,6 +64,29 @@ struct StoreRows {
   }
 };
 
+// C[i, j] = sum, in dense columns.
+template <class T>
+struct StoreColumns {
+  T* target;
+  int64_t column_stride;
+
+  void operator()(const T* tile, int64_t row, int rows, int64_t column, int columns) const {
+    constexpr int L = lanes<T>;
+    for (int i = 0; i < rows; i += L) {
+      for (int j = 0; j < columns; j += L) {
+        Vector<T> block[L];
+#pragma GCC unroll 16
+        for (int r = 0; r < L; ++r)
+          block[r] = i + r < rows ? load(tile + (i + r) * tile_columns<T> + j) : Vector<T>{};
+        transpose(block);
+        for (int l = 0; l < L && j + l < columns; ++l)
+          store_lanes<T>(target + (column + j + l) * column_stride + row + i, block[l],
+                         rows - i < L ? rows - i : L);
+      }
+    }
+  }
+};
+
 // output = activation(sum + bias), with what the backward needs: one bit an element where the
 // derivative is 1, or z itself.
 template <class T, class Target>

@@ -50,6 +50,8 @@ class Gemm {
   static constexpr int64_t tile_elements = R * C;
   static constexpr int64_t max_splits = 16;
   static constexpr int64_t min_items = 8;
+  // What is fetched ahead of A may take so much of the L2.
+  static constexpr int64_t fetched_bytes = 256 << 10;
   // Below this a second thread costs more than it brings.
   static constexpr double serial_work = 1e6;
 
@@ -84,62 +86,100 @@ class Gemm {
                    int64_t depths, bool first_time) {
     for (int64_t d = 0; d < depths; d += blocking.depth) {
       const int block = static_cast<int>(min64(blocking.depth, depths - d));
+      if (WIDTH == R && in_place<T>(operand, first, count, depth + d, block, 0).data != nullptr)
+        continue;
       operand.template pack<WIDTH>(panel + d * WIDTH, first, count, depth + d, block);
       if (first_time)
         operand.template packed<WIDTH>(panel + d * WIDTH, first, count, depth + d, block);
     }
   }
 
-  // All micro-tiles of row panels [i0, i1) x column panels [j0, j1) over `depths` of K. The panels
-  // of A lie at a; panels_of_b(d, depth) gives those of one pass. tile(i, j) is where sums stay
-  // between passes.
+  // What will be packed after this: of the panel that is so many further on, from this depth on;
+  // or -1.
+  struct Next {
+    int64_t panels, depth;
+  };
+  // The packed panels of B of one pass.
   struct Panels {
     const T* first;
     int64_t stride;
-    // The column panel and the depth of the block of B that is likely to be packed next; or -1.
-    int64_t next_panel, next_depth;
+    Next a, b;
   };
-  template <class PanelsOfB, class Tile, class Finished>
+  // A part of K: is it added to sums that there are, is it all of it?
+  struct Part {
+    int64_t first, depths;
+    bool accumulate, whole;
+  };
+  // All micro-tiles of row panels [i0, i1) x column panels [j0, j1) over a part of K. The packed
+  // panels of A lie at a; panels_of_b(d, depth) gives those of one pass. tile(i, j) is where sums
+  // stay between passes.
+  template <class PanelsOfB, class Sums, class Finished>
   void compute(int64_t i0, int64_t i1, int64_t j0, int64_t j1, const T* a,
-               const PanelsOfB& panels_of_b, int64_t depths, bool accumulate, const Tile& tile,
+               const PanelsOfB& panels_of_b, const Part& part, const Sums& tile,
                const Finished& finished) const {
     const int rows = static_cast<int>(i1 - i0), columns = static_cast<int>(j1 - j0);
-    for (int64_t d = 0; d == 0 || d < depths; d += blocking.depth) {
-      const int64_t depth = min64(blocking.depth, depths - d);
-      const bool last = d + blocking.depth >= depths;
+    for (int64_t d = 0; d == 0 || d < part.depths; d += blocking.depth) {
+      const int64_t depth = min64(blocking.depth, part.depths - d);
+      const bool last = d + blocking.depth >= part.depths;
       const Panels b = panels_of_b(d, depth);
       for (int t = 0; t < rows * columns; ++t) {
         const int i = blocking.columns_inner ? t / columns : t % rows;
         const int j = blocking.columns_inner ? t % columns : t / rows;
-        const T* const panel_a = a + i * a_panel(depths) + d * R;
+        const int64_t row_panel = i0 + i, column_panel = j0 + j;
+        const T* const panel_a = a + i * a_panel(part.depths) + d * R;
         const T* const panel_b = b.first + j * b.stride;
         if (!blocking.columns_inner && j + 1 < columns) {
           const int64_t share = ceil_div(depth * C, rows);
           prefetch(panel_b + b.stride + i * share, share);
         }
-        if (b.next_panel >= 0) prefetch_next(b, i, rows, j);
+        if (b.b.depth >= 0) prefetch_columns(column_panel + b.b.panels, b.b.depth, i, rows);
+        if (b.a.depth >= 0) prefetch_rows(row_panel + b.a.panels, b.a.depth, j, columns);
         if (last)
-          prefetch_target(epilogue_, rows_.first(i0 + i), rows_.count(i0 + i), (j0 + j) * C, 0);
-        T* const target = tile(i0 + i, j0 + j);
-        find_micro_kernel<T>(rows_.count(i0 + i), this->columns(j0 + j))(
-            depth, panel_a, panel_b, target, accumulate || d > 0);
-        if (last) finished(target, i0 + i, j0 + j);
+          prefetch_target(epilogue_, rows_.first(row_panel), rows_.count(row_panel),
+                          column_panel * C, 0);
+        Tile<T> target{nullptr, 0};
+        if (part.whole && last && d == 0)
+          target = target_tile<T>(epilogue_, rows_.first(row_panel), rows_.count(row_panel),
+                                  column_panel * C, this->columns(column_panel), 0);
+        const bool stored = target.data != nullptr;
+        if (!stored) target = {tile(row_panel, column_panel), C};
+        multiply(row_panel, column_panel, part.first + d, depth, panel_a, panel_b, target,
+                 part.accumulate || d > 0);
+        if (last && !stored) finished(target.data, row_panel, column_panel);
       }
     }
+  }
+
+  void multiply(int64_t i, int64_t j, int64_t k, int64_t depth, const T* a, const T* b,
+                Tile<T> target, bool accumulate) const {
+    const int rows = rows_.count(i), columns = this->columns(j);
+    InPlace<T> panel = in_place<T>(a_, rows_.first(i), rows, k, static_cast<int>(depth), 0);
+    if (panel.data == nullptr) panel = {a, 1, R};
+    if (panel.row_stride == 1)
+      find_micro_kernel<T>(rows, columns)(depth, panel.data, panel.depth_stride, b, target,
+                                          accumulate);
+    else
+      find_micro_kernel_by_row<T>(rows, columns)(depth, panel.data, panel.row_stride, b, target,
+                                                 accumulate);
   }
 
   static void prefetch(const T* first, int64_t count) {
     for (int64_t e = 0; e < count; e += 64 / static_cast<int64_t>(sizeof(T)))
       __builtin_prefetch(first + e);
   }
-  // While the sums of row panel i run, a share of what column panel j of the next block is packed
-  // from.
-  void prefetch_next(const Panels& b, int i, int rows, int j) const {
-    const int64_t panel = b.next_panel + j;
+  // While the sums of a tile run, one of so many shares of what a panel will be packed from.
+  void prefetch_columns(int64_t panel, int64_t depth, int share, int shares) const {
     if (panel >= column_panels_) return;
-    const int64_t depths = min64(blocking.depth, k_ - b.next_depth);
-    const int64_t first = i * depths / rows, past = (i + 1) * depths / rows;
-    prefetch_source<C>(b_, panel * C, columns(panel), b.next_depth + first,
+    const int64_t depths = min64(blocking.depth, k_ - depth);
+    const int64_t first = share * depths / shares, past = (share + 1) * depths / shares;
+    prefetch_source<C>(b_, panel * C, columns(panel), depth + first, static_cast<int>(past - first),
+                       0);
+  }
+  void prefetch_rows(int64_t panel, int64_t depth, int share, int shares) const {
+    if (panel >= rows_.panels) return;
+    const int64_t depths = min64(blocking.depth, k_ - depth);
+    const int64_t first = share * depths / shares, past = (share + 1) * depths / shares;
+    prefetch_source<R>(a_, rows_.first(panel), rows_.count(panel), depth + first,
                        static_cast<int>(past - first), 0);
   }
   void emit(const T* tile, int64_t i, int64_t j) const {
@@ -168,6 +208,9 @@ class Gemm {
     const int64_t slots = min64(row_blocks, 2 + workers / column_blocks);
     const int64_t b_elements =
         own_b ? workers * column_tiles * b_panel(blocking.depth) : range * b_panel(chunk);
+    // Rows are packed so many blocks after these, and wait in the L2.
+    const int64_t blocks_ahead = workers / column_blocks > 1 ? workers / column_blocks : 1;
+    const bool fetch_a = block * a_panel(chunk) * static_cast<int64_t>(sizeof(T)) <= fetched_bytes;
     const bool keep_all = chunks > 1;
     const bool keep_block = chunk > blocking.depth;
     const int64_t block_tiles = keep_block ? block * column_tiles : 1;
@@ -234,16 +277,19 @@ class Gemm {
             };
             const auto panels_of_b = [&](int64_t d, int64_t depth) -> Panels {
               if (!own_b)
-                return {packed_b + (jb - j0) * b_panel(depths) + d * C, b_panel(depths), -1, 0};
+                return {packed_b + (jb - j0) * b_panel(depths) + d * C,
+                        b_panel(depths),
+                        {blocks_ahead * block, fetch_a ? k0 + d : -1},
+                        {0, -1}};
               T* const own = packed_b + worker * column_tiles * b_panel(blocking.depth);
               for (int64_t j = jb; j < je; ++j)
                 pack<C>(b_, own + (j - jb) * b_panel(depth), j * C, this->columns(j), k0 + d, depth,
                         true);
-              if (d + depth < depths) return {own, b_panel(depth), jb, k0 + d + depth};
-              const int64_t next = jb + workers * column_tiles;
-              return {own, b_panel(depth), next < j1 ? next : -1, k0};
+              if (d + depth < depths) return {own, b_panel(depth), {0, -1}, {0, k0 + d + depth}};
+              return {own, b_panel(depth), {0, -1}, {workers * column_tiles, k0}};
             };
-            compute(i0, i1, jb, je, a, panels_of_b, depths, k0 > 0, tile, finished);
+            compute(i0, i1, jb, je, a, panels_of_b, {k0, depths, k0 > 0, depths == k_}, tile,
+                    finished);
             finish(done + row_block);
           }
         };
@@ -291,10 +337,11 @@ class Gemm {
             return sums + (split * tiles + j * rows_.panels + i) * tile_elements;
           };
           const auto panels_of_b = [&](int64_t, int64_t) -> Panels {
-            return {b, b_panel(depths), -1, 0};
+            const Next next{0, k0 + chunk < k_ ? k0 + chunk : -1};
+            return {b, b_panel(depths), next, next};
           };
-          compute(0, rows_.panels, 0, column_panels_, a, panels_of_b, depths, k0 > split * part,
-                  tile, [](const T*, int64_t, int64_t) {});
+          compute(0, rows_.panels, 0, column_panels_, a, panels_of_b,
+                  {k0, depths, k0 > split * part, false}, tile, [](const T*, int64_t, int64_t) {});
         }
       }
     };
