@@ -103,7 +103,9 @@ struct PixelPanels {
   InPlace<T> in_place(int64_t first, int, int64_t depth, int) const {
     if constexpr (CHANNELS_LAST && lies_plain<S, K>) {
       const int64_t channels = reader.from.layout.channels;
-      if (grid.dense()) return {reader.from.data + first * channels + depth, channels, 1};
+      // Rows that begin further apart share too few sets of the L1.
+      if (grid.dense() && channels * sizeof(S) <= 2048)
+        return {reader.from.data + first * channels + depth, channels, 1};
     }
     return {nullptr, 0, 0};
   }
