@@ -56,40 +56,31 @@ void pointwise_grad_input(const Conv2dShape& shape, const Source<S>& gradient, c
   });
 }
 
-// The gradients of the weight and, unless null, of the bias: dZ times the matrix [pixels, columns]
-// that the weight was multiplied with. dZ costs more to pack, and least as B, whose panels are
-// whole vectors; but then the sums come out transposed, which where there are many costs more.
-template <class S, class Columns>
-void multiply_gradient(const Conv2dShape& shape, const Source<S>& gradient, const Columns& matrix,
-                       int64_t columns, Accumulator<S>* grad_weight, S* grad_bias,
-                       const Parallel& parallel) {
-  using T = Accumulator<S>;
-  const int64_t pixels = shape.images * shape.out_height * shape.out_width;
-  const int64_t blocks = ceil_div(pixels, blocking.depth);
-  T* const sums = grad_bias != nullptr ? new T[blocks * shape.outs] : nullptr;
-  with_kind(gradient.activation, [&](auto kind) {
-    constexpr Kind K = decltype(kind)::value;
-    const PixelDepth<S, K> dz{Reader<S, K>(gradient), output_grid(shape), sums};
-    if (pixels >= 4 * columns)
-      multiply_any<T>(columns, shape.outs, pixels, matrix, dz,
-                      StoreColumns<T>{grad_weight, columns}, parallel);
-    else
-      multiply_any<T>(shape.outs, columns, pixels, dz, matrix,
-                      StoreRows<T, T>{grad_weight, columns}, parallel);
-  });
-  if (grad_bias == nullptr) return;
-  add_partial_sums(sums, blocks, shape.outs, grad_bias);
-  delete[] sums;
-}
-
+// The gradients of the weight and, unless null, of the bias: dZ times the input. dZ costs more to
+// pack, and least as B, whose panels are whole vectors; but then the sums come out transposed,
+// which where there are many costs more.
 template <class S>
 void pointwise_grad_weight(const Conv2dShape& shape, const Source<S>& gradient,
                            const Source<S>& input, Accumulator<S>* grad_weight, S* grad_bias,
                            const Parallel& parallel) {
-  using Input = PixelDepth<S, Kind::none>;
-  multiply_gradient(shape, gradient,
-                    Input{Reader<S, Kind::none>(input), input_grid(shape), nullptr}, shape.channels,
-                    grad_weight, grad_bias, parallel);
+  using T = Accumulator<S>;
+  const int64_t pixels = shape.images * shape.out_height * shape.out_width;
+  const int64_t blocks = ceil_div(pixels, blocking.depth);
+  T* const sums = grad_bias != nullptr ? new T[blocks * shape.outs] : nullptr;
+  const PixelDepth<S, Kind::none> x{Reader<S, Kind::none>(input), input_grid(shape), nullptr};
+  with_kind(gradient.activation, [&](auto kind) {
+    constexpr Kind K = decltype(kind)::value;
+    const PixelDepth<S, K> dz{Reader<S, K>(gradient), output_grid(shape), sums};
+    if (pixels >= 4 * shape.channels)
+      multiply_any<T>(shape.channels, shape.outs, pixels, x, dz,
+                      StoreColumns<T>{grad_weight, shape.channels}, parallel);
+    else
+      multiply_any<T>(shape.outs, shape.channels, pixels, dz, x,
+                      StoreRows<T, T>{grad_weight, shape.channels}, parallel);
+  });
+  if (grad_bias == nullptr) return;
+  add_partial_sums(sums, blocks, shape.outs, grad_bias);
+  delete[] sums;
 }
 
 }  // namespace

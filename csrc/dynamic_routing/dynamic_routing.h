@@ -12,7 +12,8 @@
 //   v       [B, O, E]   contiguous
 //   s       [iterations, B, O, E] contiguous: what `save` keeps for the backward, bias included
 //   couplings [B, I, O] contiguous: those of the last iteration, mask included
-// s and couplings that are not asked for have no iterations and no samples; a gradient is undefined.
+// s and couplings that are not asked for have no iterations and no samples; a gradient is
+// undefined.
 //
 //   V^1 = 0;  logit_ij = prior_ij + scale <W_ij u_i, V^t_j>
 //   c^t = softmax(logit) * mask_i: over the out-capsules ("out") or the in-capsules ("in") of
