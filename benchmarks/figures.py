@@ -109,6 +109,7 @@ LINES = (
     Line("dynamic_routing", "one sample, 1x1152x10x8x16", ("1x1152x10x8x16",), "the same"),
     Line("threshold", "64 million elements", ("64M",), "`F.threshold`, `torch.where`, compiled"),
     Line("threshold", "16 million", ("16M",), "the same"),
+    Line("threshold", "16 million, in place", ("16M in place",), "`F.threshold` in place"),
     Line("threshold", "1 and 4 million", ("1M", "4M"), "the same"),
 )
 
