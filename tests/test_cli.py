@@ -1,5 +1,7 @@
 """The command line, with its extras and without them."""
 
+import os
+import re
 import subprocess
 import sys
 
@@ -132,3 +134,11 @@ def test_probes_measure_something():
     assert peaks.flops[torch.float32] > 1.3 * peaks.flops[torch.float64] > 1e8
     assert peaks.bandwidth > 1e8
     assert peaks.least_seconds(torch.float32, 1e9, 0) == 1e9 / peaks.flops[torch.float32]
+
+
+@needs_module
+@pytest.mark.skipif(os.cpu_count() == 1, reason="one core has no other to talk to")
+def test_two_cores_are_some_nanoseconds_apart():
+    """Further than one's own cache; how far is the machine's matter, and changes."""
+    (nanoseconds,) = re.fullmatch(r"(\d+) ns", roofline.core_to_core()).groups()
+    assert int(nanoseconds) > 5

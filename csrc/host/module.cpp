@@ -22,4 +22,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("copy_bandwidth", &lamina::copy_bandwidth, py::arg("bytes"), py::arg("threads"),
         py::arg("seconds") = 0.05, py::call_guard<py::gil_scoped_release>(),
         "Bytes read plus bytes written a second by a copy of so many bytes");
+  m.def("round_trip", &lamina::round_trip, py::arg("seconds") = 0.02,
+        py::call_guard<py::gil_scoped_release>(),
+        "Seconds that a cache line takes to another thread and back");
 }

@@ -1,5 +1,6 @@
 #include "host/probes.h"
 
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
@@ -60,6 +61,32 @@ double copy_bandwidth(long bytes, int threads, double seconds) {
     std::memcpy(targets[thread].get(), sources[thread].get(), share);
     return 2.0 * share;
   });
+}
+
+double round_trip(double seconds) {
+  constexpr int64_t unwatched = 100, over = -1;  // turns between looks at the clock
+  alignas(128) std::atomic<int64_t> turn{0};     // in lines of its own
+  std::thread other([&] {
+    for (int64_t mine = 1;; mine += 2) {
+      int64_t now;
+      while ((now = turn.load(std::memory_order_acquire)) != mine)
+        if (now == over) return;
+      turn.store(mine + 1, std::memory_order_release);
+    }
+  });
+  const auto begin = Clock::now();
+  int64_t turns = 0;
+  double elapsed = 0;
+  while (elapsed < seconds) {
+    for (int64_t i = 0; i < unwatched; ++i, turns += 2) {
+      turn.store(turns + 1, std::memory_order_release);
+      while (turn.load(std::memory_order_acquire) != turns + 2) continue;
+    }
+    elapsed = std::chrono::duration<double>(Clock::now() - begin).count();
+  }
+  turn.store(over, std::memory_order_release);
+  other.join();
+  return 2 * elapsed / static_cast<double>(turns);
 }
 
 }  // namespace lamina

@@ -104,7 +104,7 @@ def _print_ops() -> None:
 
 
 def _print_peaks() -> None:
-    from lamina.bench.roofline import measure
+    from lamina.bench.roofline import core_to_core, measure
 
     rows = []
     for count in sorted({1, torch.get_num_threads()}):
@@ -116,6 +116,8 @@ def _print_peaks() -> None:
     if torch.cuda.is_available():
         rows.append(("GPU", *measure(torch.device("cuda"), 1).described()))
     print_table("Measured peaks", ["device", "arithmetic", "copy (read + write)"], rows)
+    if there_and_back := core_to_core():
+        print(f"A cache line goes to another core and back in {there_and_back}.")
 
 
 def info(probe: bool = False) -> None:

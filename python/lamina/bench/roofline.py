@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cache
 
@@ -55,6 +56,16 @@ def measure(device: torch.device, threads: int) -> Peaks | None:
         torch.float16: single,
     }
     return Peaks(flops, max(copies))
+
+
+def core_to_core() -> str | None:
+    """How far apart two cores are now, for people; None with one core or no C++ module.
+
+    On a virtual machine this changes while programs run.
+    """
+    if _C is None or (os.cpu_count() or 1) < 2:
+        return None
+    return f"{min(_C.round_trip() for _ in range(REPEATS)) * 1e9:.0f} ns"
 
 
 def _measure_gpu(device: torch.device) -> Peaks:

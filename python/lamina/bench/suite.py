@@ -210,6 +210,7 @@ def bench(
     if not cases:
         raise ValueError("\n".join(notes))
     roofline.measure(setting.device, setting.threads)  # Before other programs warm the machine up.
+    before = roofline.core_to_core() if device.type == "cpu" else None
     end = time.perf_counter() + budget
     rows: list[Row] = []
     with progress(len(cases)) as advance, _settings(setting, tf32):
@@ -232,6 +233,9 @@ def bench(
                 write_json(rows, json)
             if csv:
                 write_csv(rows, csv)
+    if before:
+        after = roofline.core_to_core()
+        notes.append(f"A cache line to another core and back: {before} before, {after} after.")
     print_rows(rows, setting, notes)
     if plot:
         from lamina.bench.plot import plot_rows
