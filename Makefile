@@ -10,7 +10,7 @@ BUILD_TOOLS = "scikit-build-core>=0.11" "pybind11>=2.13" "cmake>=3.25" ninja
 # Options of the build itself, as -C pairs of pip: make test BUILD="-C cmake.define.LAMINA_CUDA=ON"
 BUILD ?=
 
-.PHONY: demo test bench compare figures lint format sanitize gpu cuda-check triton-check wheels clean
+.PHONY: demo test bench compare limits figures lint format sanitize gpu cuda-check triton-check wheels clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/demo
@@ -25,6 +25,10 @@ bench: $(VENV)/demo
 # Two versions against each other: make compare ARGS="HEAD~1 linear --shapes '128x*'"
 compare: $(VENV)/demo
 	$(VENV)/bin/python benchmarks/compare.py $(ARGS)
+
+# How far each pass of an op is from its limit: make limits ARGS="conv2d --shapes '8x64x56²*'"
+limits: $(VENV)/demo
+	$(VENV)/bin/python benchmarks/limits.py $(ARGS)
 
 # The README's table and picture, from benchmarks/results.
 figures: $(VENV)/demo

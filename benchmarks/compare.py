@@ -2,16 +2,17 @@
 
     make compare ARGS="HEAD~1 linear --shapes '128x*' --mode forward"
     make compare ARGS="HEAD~3 dynamic_routing --after HEAD~1 --threads 1"
+    make compare ARGS="HEAD~1 conv2d --shapes '8x64x56² 1x1*' --passes grad_weight --threads 1"
 
 A version is a commit, which is built into build/compare once (minutes), or a folder that Lamina was
-installed into (pip install --target). Each runs in a process of its own, on the same inputs, in
-turns; the ratio is taken within a turn. On the CPU.
+installed into (pip install --target). Each runs in a process of its own (version.py), on the same
+inputs, in turns; the ratio is taken within a turn. On the CPU. --passes takes passes of the C++
+kernels alone, as limits.py does: on one thread by its CPU time, on several by the clock.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import random
@@ -24,11 +25,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SERVE = "--serve"
+SERVER = Path(__file__).with_name("version.py")
 LEAST_ROUNDS = 5
-# libgomp's idle threads spin for some milliseconds before they sleep; the other process must not
-# be measured against them.
-UNTIL_ASLEEP = 0.01
 
 
 def installed(version: str) -> Path:
@@ -57,7 +55,7 @@ class Version:
     """A process that imports one version of Lamina and measures what it is told to."""
 
     def __init__(self, folder: Path | None, threads: int | None) -> None:
-        command = [sys.executable, __file__, SERVE]
+        command = [sys.executable, str(SERVER)]
         environment = dict(os.environ)
         if folder:
             # Without `site`, which would let an editable install come before the folder.
@@ -74,7 +72,10 @@ class Version:
         answer = self._process.stdout.readline()
         if not answer:
             raise ValueError(f"a version stopped with exit code {self._process.wait()}: see above")
-        return json.loads(answer)
+        found = json.loads(answer)
+        if "refused" in found:
+            raise ValueError(found["refused"])
+        return found
 
     def close(self) -> None:
         """End the process."""
@@ -96,65 +97,6 @@ def versions(*folders: Path | None, threads: int | None) -> Iterator[list[Versio
             version.close()
 
 
-def serve() -> None:
-    """The other end: answer each question from stdin until it is closed."""
-    import torch
-
-    from lamina.bench import timing
-    from lamina.spec import Sample, specs
-
-    answers = sys.stdout
-    sys.stdout = sys.stderr  # so that nothing that is printed on the way is taken for an answer
-
-    def fresh(sample: Sample) -> Sample:
-        """What one call is made with; in old versions no call overwrites its sample."""
-        return sample.fresh() if hasattr(sample, "fresh") else sample
-
-    def answer(**values: object) -> None:
-        print(json.dumps(values), file=answers, flush=True)
-
-    question = json.loads(sys.stdin.readline())
-    if question["threads"]:
-        torch.set_num_threads(question["threads"])
-    answer(threads=torch.get_num_threads())
-    cpu = torch.device("cpu")
-    measure = None
-    for line in sys.stdin:
-        question = json.loads(line)
-        if "patterns" in question:
-            spec = specs()[question["op"]]
-            found = [w.name for p in question["patterns"] for w in spec.workloads_like(p, cpu)]
-            answer(shapes=list(dict.fromkeys(found)))
-        elif "shape" in question:
-            spec, mode = specs()[question["op"]], question["mode"]
-            (workload,) = spec.workloads_like(question["shape"], cpu)
-            torch.manual_seed(0)
-            sample = workload.build(getattr(torch, question["dtype"]), cpu)
-            call = spec.functional
-            if question["backend"]:
-                sample.kwargs["backend"] = question["backend"]
-            once = fresh(sample)
-            output = call(*once.args, **once.kwargs)
-            grad = torch.randn_like(output)
-            with timing.mode_context(mode):
-                step = timing.make_step(call, sample, mode, grad)
-                measure = timing.cpu_timer(step)
-            tensors = [output]
-            if mode != "forward":
-                once = fresh(sample)
-                call(*once.args, **once.kwargs).backward(grad)
-                inputs = (t for t in sample.args if isinstance(t, torch.Tensor))
-                tensors += [t.grad for t in inputs if t.grad is not None]
-            digest = hashlib.sha256()
-            for tensor in tensors:
-                digest.update(tensor.detach().contiguous().view(torch.uint8).numpy())
-            answer(bits=digest.hexdigest())
-        else:
-            time.sleep(UNTIL_ASLEEP)
-            with timing.mode_context(mode):
-                answer(seconds=measure())
-
-
 def _rounds(pair: list[Version], seconds: float) -> list[list[float]]:
     """Seconds a call, of both, in each turn."""
     rounds: list[list[float]] = []
@@ -171,11 +113,13 @@ def compare(args: argparse.Namespace) -> None:
     from lamina.bench.timing import median_and_spread
     from lamina.console import print_table, progress
 
+    if args.passes and args.backend:
+        raise ValueError("--passes are those of the C++ kernels: leave out --backend")
     dtype = str(args.dtype).removeprefix("torch.")
     folders = installed(args.before), installed(args.after) if args.after else None
     with versions(*folders, threads=args.threads) as pair:
         shapes = pair[1].ask(op=args.op, patterns=args.shapes)["shapes"]
-        cases = [(shape, mode) for shape in shapes for mode in args.mode]
+        cases = [(shape, mode) for shape in shapes for mode in args.passes or args.mode]
         if not cases:
             raise ValueError(f"no shape of {args.op} matches {' '.join(args.shapes)}")
         rows = []
@@ -183,7 +127,7 @@ def compare(args: argparse.Namespace) -> None:
             for shape, mode in cases:
                 advance(f"{shape} {mode}")
                 case = {"op": args.op, "shape": shape, "mode": mode}
-                case |= {"dtype": dtype, "backend": args.backend}
+                case |= {"dtype": dtype, "backend": args.backend, "alone": bool(args.passes)}
                 same = len({version.ask(**case)["bits"] for version in pair}) == 1
                 rounds = _rounds(pair, args.seconds)
                 before, after = (median_and_spread(list(own))[0] for own in zip(*rounds))
@@ -211,6 +155,7 @@ def main() -> int:
     parser.add_argument("--after", metavar="VERSION", help="what is installed, if left out")
     parser.add_argument("--shapes", nargs="+", default=["*"], metavar="PATTERN")
     parser.add_argument("--mode", type=parse_modes, default=["forward", "both"])
+    parser.add_argument("--passes", nargs="+", metavar="PASS", help="instead, as grad_weight")
     parser.add_argument("--dtype", type=parse_dtype, default=DTYPES["float32"])
     parser.add_argument("--backend", help="Lamina's own choice, if left out")
     parser.add_argument("--threads", type=parse_threads)
@@ -224,7 +169,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == [SERVE]:
-        serve()
-    else:
-        raise SystemExit(main())
+    raise SystemExit(main())

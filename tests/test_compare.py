@@ -34,16 +34,16 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def compared(other: Path) -> str:
+def compared(other: Path, *what: str) -> str:
     """The line of a shape that one process measures in no time."""
-    done = run(other, "linear", "--shapes", "8x64x64", "--mode", "both", "--threads", "1")
+    done = run(other, "linear", "--shapes", "8x64x64", *what, "--threads", "1")
     assert done.returncode == 0, done.stderr
     (line,) = (line for line in done.stdout.splitlines() if "8x64x64" in line)
     return line
 
 
 def test_the_same_version(other):
-    assert "the same" in compared(other)
+    assert "the same" in compared(other, "--mode", "both")
 
 
 def test_another_version(other):
@@ -51,7 +51,19 @@ def test_another_version(other):
     text = file.read_text()
     assert "output = F.linear(input, weight, bias)" in text
     file.write_text(text.replace("F.linear(input, weight, bias)", "F.linear(input, weight)"))
-    assert "other bits" in compared(other)
+    assert "other bits" in compared(other, "--mode", "both")
+
+
+@pytest.mark.skipif(bool(modules.missing["cpp"]), reason="the C++ module is not built")
+def test_a_pass_alone(other):
+    assert "the same" in compared(other, "--passes", "grad_weight")
+    file = other / "lamina/layers/linear.py"
+    text = file.read_text()
+    assert "bias, activation, parameter, True" in text
+    file.write_text(
+        text.replace("bias, activation, parameter, True", "None, activation, 0.0, True")
+    )
+    assert "other bits" in compared(other, "--passes", "forward")
 
 
 @pytest.mark.parametrize(
@@ -60,6 +72,7 @@ def test_another_version(other):
         (("no-such-commit", "linear"), "neither a commit nor a folder"),
         ((".", "linear"), "neither a commit nor a folder"),
         (("HEAD", "lienar"), "none of the ops"),
+        (("HEAD", "linear", "--passes", "forward", "--backend", "cpp"), "leave out --backend"),
     ],
 )
 def test_what_it_does_not_take(arguments, said):

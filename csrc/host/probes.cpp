@@ -1,5 +1,7 @@
 #include "host/probes.h"
 
+#include <time.h>
+
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
@@ -15,8 +17,16 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+// Seconds that this thread has had a core.
+double processor_time() {
+  timespec now;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return now.tv_sec + now.tv_nsec * 1e-9;
+}
+
 // The work that `threads` threads get done a second: step(thread) does some and returns how much.
-// Every thread counts over its own time, so that starting them costs nothing.
+// Every thread counts over its own processor time, so that neither starting them nor other programs
+// that take turns with them cost anything.
 template <class Step>
 double rate(int threads, double seconds, const Step& step) {
   std::vector<double> rates(threads);
@@ -24,11 +34,11 @@ double rate(int threads, double seconds, const Step& step) {
   for (int thread = 0; thread < threads; ++thread)
     pool.emplace_back([&, thread] {
       step(thread);  // Warms the core up.
-      const auto begin = Clock::now();
+      const double begin = processor_time();
       double done = 0, elapsed = 0;
       while (elapsed < seconds) {
         done += step(thread);
-        elapsed = std::chrono::duration<double>(Clock::now() - begin).count();
+        elapsed = processor_time() - begin;
       }
       rates[thread] = done / elapsed;
     });

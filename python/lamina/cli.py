@@ -77,7 +77,7 @@ def _folder(text: str) -> Path:
     return path
 
 
-def _file(text: str) -> Path:
+def parse_file(text: str) -> Path:
     path = Path(text)
     _folder(str(path.parent))
     if path.is_dir():
@@ -88,7 +88,7 @@ def _file(text: str) -> Path:
 def _picture(text: str) -> Path:
     if not text.endswith((".png", ".svg", ".pdf")):
         raise argparse.ArgumentTypeError(f"{text!r} is none of .png, .svg, .pdf")
-    return _file(text)
+    return parse_file(text)
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -198,8 +198,8 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--budget", type=_seconds, default=600, metavar="SECONDS", help="for everything (600)"
     )
-    bench.add_argument("--json", type=_file, metavar="FILE")
-    bench.add_argument("--csv", type=_file, metavar="FILE")
+    bench.add_argument("--json", type=parse_file, metavar="FILE")
+    bench.add_argument("--csv", type=parse_file, metavar="FILE")
     bench.add_argument("--plot", type=_picture, metavar="FILE", help="a picture: .png, .svg, .pdf")
     bench.set_defaults(run=_bench)
 
