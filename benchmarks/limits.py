@@ -6,13 +6,15 @@
 The limit is the larger of two times at one core's measured peaks: that of the multiplications and
 additions which the algorithm in use needs (`counted` names it), and that of the bytes which have to
 be read and written. The copy rate is that of main memory: what stays in a cache can be faster.
-Results lie where earlier ones did: without page faults.
+Results lie where earlier ones did, as far as malloc can be told so; `faults` counts the pages that
+the last call met for the first time, whose clearing is in its time.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -30,7 +32,7 @@ from lamina.console import print_table, progress
 from lamina.info import device_name
 from lamina.modules import missing
 from lamina.spec import specs
-from passes import keep_memory, passes, timer
+from passes import Pass, keep_memory, passes, timer
 from work import TILES, work_of
 
 CPU = torch.device("cpu")
@@ -38,7 +40,11 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Row:
-    """One pass on one shape. spread: interquartile range of the time; share: limit over time."""
+    """One pass on one shape.
+
+    spread_ms: interquartile range of the time. share: limit over time. faults: pages of a call that
+    the system had to map.
+    """
 
     op: str
     shape: str
@@ -50,6 +56,7 @@ class Row:
     spread_ms: float
     limit_ms: float
     share: float
+    faults: int
     rounds: int
     device: str
     versions: str
@@ -83,6 +90,7 @@ def measure(case: Case, peaks: roofline.Peaks, algorithm: str | None, seconds: f
                 spread_ms=spread * 1e3,
                 limit_ms=limit * 1e3,
                 share=limit / taken,
+                faults=_faults(found[name]),
                 rounds=len(times[name]),
                 device=device_name(CPU),
                 versions=installed(),
@@ -90,6 +98,12 @@ def measure(case: Case, peaks: roofline.Peaks, algorithm: str | None, seconds: f
             )
         )
     return rows
+
+
+def _faults(one: Pass) -> int:
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    one.run()
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
 
 
 def limits(args: argparse.Namespace) -> None:
@@ -131,9 +145,9 @@ def _print(rows: Sequence[Row], title: str) -> None:
         this = f"{row.op} {row.shape}"
         cells = [this if this != shape else "", row.part, row.counted, row.bound]
         cells += [f"{row.ms:.3g} ± {row.spread_ms:.1g}", f"{row.limit_ms:.3g}"]
-        table.append([*cells, f"{row.share:.0%}"])
+        table.append([*cells, f"{row.share:.0%}", f"{row.faults or ''}"])
         shape = this
-    header = ["shape", "pass", "counted", "bound by", "ms", "limit ms", "of limit"]
+    header = ["shape", "pass", "counted", "bound by", "ms", "limit ms", "of limit", "faults"]
     print_table(title, header, table, right=4)
 
 
