@@ -8,12 +8,20 @@ namespace lamina {
 namespace LAMINA_ISA {
 namespace {
 
-// What the segments staged at one time may take, for all threads together.
-constexpr int64_t segments_bytes = 8 << 20;
+// What the segments staged at one time may take: for a thread that stages for itself, and for all
+// threads together.
+constexpr int64_t own_bytes = 4 << 20, together_bytes = 8 << 20;
+// What the sums of all shares may take.
+constexpr int64_t most_shares = 8, shares_bytes = 5 << 19;
 
 // The images cut into segments (rows of an image, all of them where they fit), and where the blocks
 // of input and dZ that are staged of each lie. For Winograd it is transformed tiles that are kept,
 // element by element, all segments side by side in each.
+//
+// What is staged is several times the input, and should be read by the core that wrote it. So the
+// segments are dealt out in shares, by the shape alone, and one thread stages and sums a share; the
+// sums of the shares are added up at the end. Where a gradient is so large that those would cost
+// more, there is one share, for all threads together.
 template <class T>
 struct Segments {
   static constexpr int L = lanes<T>, V = tile_vectors<T>;
@@ -24,6 +32,7 @@ struct Segments {
   const int64_t groups, blocks, target_blocks;  // depthwise: one group whose lanes are the groups
   Window window;
   int64_t rows, strips, count, together;  // rows of a segment, segments of an image, of all, staged
+  int64_t shares;
   int64_t tiles = 0;                      // of a segment
   int64_t input_size, target_size, size;  // elements of a segment
   T *inputs = nullptr, *gradients = nullptr;
@@ -44,15 +53,19 @@ struct Segments {
               shape.stride[1]};
     const int64_t input_row = weight ? groups * blocks * window.row_pitch() * L : 0;
     const int64_t target_row = groups * target_blocks * shape.out_width * L;
-    const int64_t limit = segments_bytes / static_cast<int64_t>(sizeof(T));
+    const int64_t element = sizeof(T), fit = shares_bytes / (share_size() * element + 1);
+    const int64_t limit = (fit > 1 ? own_bytes : together_bytes) / element;
     rows = winograd ? round_up(shape.out_height, 2) : shape.out_height;
     while (measure(input_row, target_row) > limit && rows > 2)
       rows = round_up(ceil_div(rows, 2), 2);
     strips = ceil_div(shape.out_height, rows);
     count = shape.images * strips;
-    together = limit / (size + 1);
-    together = together < 1 ? 1 : min64(together, count);
-    if (count > 0) together = ceil_div(count, ceil_div(count, together));
+    // As many as are worth their sums: a power of two, which leaves few threads without one.
+    const int64_t worth = count * size / (2 * share_size() + 1);
+    for (shares = 1; 2 * shares <= min64(min64(fit, most_shares), min64(worth, count));)
+      shares *= 2;
+    const int64_t share = ceil_div(count, shares), fits = min64(limit / (size + 1), share);
+    together = fits < 1 ? 1 : ceil_div(share, ceil_div(share, fits));
     if (winograd) window.columns = 2 * across() + 2;
   }
 
@@ -63,6 +76,15 @@ struct Segments {
         inputs + (winograd ? groups * blocks * gradient_elements * run() : together * input_size);
   }
 
+  // The gradient is computed in parts, a block of channels with a lane set of targets;
+  // depthwise, a block of groups.
+  int64_t sets() const { return target_blocks / V; }
+  int64_t parts() const { return depthwise ? blocks : groups * sets() * blocks; }
+  int64_t part_size() const { return (depthwise ? 1 : L) * taps() * set_lanes<T>; }
+  int64_t share_size() const { return parts() * part_size(); }
+  int64_t first_of(int64_t share) const { return share * count / shares; }
+
+  int64_t taps() const { return shape.kernel[0] * shape.kernel[1]; }
   int64_t window_rows(int64_t of) const {
     return (of - 1) * shape.stride[0] + (shape.kernel[0] - 1) * shape.dilation[0] + 1;
   }
