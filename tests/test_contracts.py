@@ -94,6 +94,42 @@ def mutants(calls: list[tuple[Any, tuple]], most: int) -> Iterator[tuple[str, An
                 yield f"{op}: {name} {what}", op, [*args[:i], other, *args[i + 1 :]]
 
 
+def restrided(tensor: Tensor) -> Iterator[Tensor]:
+    """The same numbers in other strides."""
+    if tensor.dim() > 1 and tensor.is_floating_point():
+        backwards = tuple(reversed(range(tensor.dim())))
+        yield tensor.detach().permute(backwards).contiguous().permute(backwards)
+        yield torch.stack([tensor.detach()] * 2, -1)[..., 0]
+
+
+@pytest.mark.parametrize("spec", specs().values(), ids=list(specs()))
+@pytest.mark.parametrize("backend", ["cpp", "cuda", "triton"], indirect=True)
+def test_strides_are_heeded_or_refused(spec, backend):
+    """Functional forms lay out tensors for the kernels; callers of torch.ops may not."""
+    name, device = backend
+    recorder = Recorder()
+    for sample in spec.samples(torch.float32, device):
+        plain = all(t.numel() and t.isfinite().all() for t in tensors_of(sample))
+        if plain and supported(spec, sample):
+            with recorder:
+                run(spec.functional, sample)
+    used: Counter = Counter()
+    for op, args in recorder.calls:
+        used[op] += 1
+        # The bits of threshold lie as its argument lies.
+        if used[op] > CALLS[name] or spec.name == "threshold":
+            continue
+        wanted = op(*args)
+        for i, value in enumerate(args):
+            for other in restrided(value) if isinstance(value, Tensor) else ():
+                try:
+                    found = op(*args[:i], other, *args[i + 1 :])
+                except (RuntimeError, ValueError):
+                    continue
+                what = f"{op}: {op._schema.arguments[i].name}, {other.stride()}"
+                torch.testing.assert_close(found, wanted, msg=what)
+
+
 def call_in_a_child(work: list[tuple[str, Any, list]]) -> Iterator[str]:
     """What the calls raise, a line each; the last line names the call that ended the process."""
     here, there = os.pipe()

@@ -23,6 +23,9 @@ torch_samples = pytest.importorskip(
 )
 
 
+cpp = pytest.mark.skipif(bool(lamina.backends.missing["cpp"]), reason="the C++ module is not built")
+
+
 @pytest.fixture(params=["reference", "cpp"])
 def backend(request):
     """The backends that run on any machine; a call that one refuses is skipped by name."""
@@ -143,6 +146,51 @@ def test_layer_with_activation_and_residual(backend):
     x, residual = torch.randn(2, 3, 5, 5), torch.randn(2, 4, 5, 5)
     expected = torch.relu(F.conv2d(x, layer.weight, layer.bias, padding=1) + residual)
     torch.testing.assert_close(layer(x, residual), expected)
+
+
+@pytest.mark.parametrize("turned", ["input", "residual"])
+def test_residual_in_another_layout_unbatched_or_under_autocast(turned, backend):
+    layer = lamina.Conv2dReLU(16, 16, 3, padding=1)
+    x, residual = torch.randn(2, 2, 16, 12, 12)
+    expected = torch.relu(F.conv2d(x, layer.weight, layer.bias, padding=1) + residual)
+    images = {"input": x, "residual": residual}
+    images[turned] = images[turned].contiguous(memory_format=torch.channels_last)
+    got = layer(*images.values())
+    torch.testing.assert_close(got, expected)
+    assert got.is_contiguous() == (turned == "residual")
+    torch.testing.assert_close(layer(x[0], residual[0]), expected[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        low = layer(*images.values())
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), expected, rtol=0.03, atol=0.03)
+
+
+@cpp
+def test_layer_hands_on_its_algorithm():
+    """F(2x2) and F(4x4) round otherwise than im2col."""
+    x, found = torch.randn(2, 32, 12, 12), []
+    for algorithm in ("im2col", "winograd", "winograd4"):
+        torch.manual_seed(0)
+        layer = lamina.Conv2d(32, 32, 3, algorithm=algorithm)
+        assert f"algorithm='{algorithm}'" in repr(layer)
+        with lamina.use_backend("cpp"):
+            found.append(layer(x))
+            named = conv2d(x, layer.weight, layer.bias, algorithm=algorithm)
+        assert torch.equal(found[-1], named)
+    assert not torch.equal(found[0], found[1])
+    assert not torch.equal(found[1], found[2])
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"activation": "rleu"}, "Conv2d: activation is 'rleu'; the fused ones"),
+        ({"algorithm": "fft"}, "Conv2d: algorithm is 'fft'; it must be one of"),
+    ],
+)
+def test_bad_construction(options, match):
+    with pytest.raises(ValueError, match=match):
+        lamina.Conv2d(3, 4, 3, **options)
 
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
@@ -401,6 +449,12 @@ def test_batch_norm_folds_into_the_convolution(backend):
         lamina.functional.fold_batch_norm(
             conv.weight, None, norm.running_mean, norm.running_var[:3]
         )
+    with pytest.raises(ValueError, match=r"shift must have shape \(6,\), got \(3,\)"):
+        lamina.functional.fold_batch_norm(
+            conv.weight, None, norm.running_mean, norm.running_var, None, norm.bias[:3]
+        )
+    with pytest.raises(ValueError, match="out_channels first, got a scalar"):
+        lamina.functional.fold_batch_norm(torch.ones(()), None, norm.running_mean, norm.running_var)
 
 
 @pytest.mark.skipif(bool(lamina.backends.missing["cpp"]), reason="the C++ module is not built")

@@ -199,6 +199,43 @@ def test_bad_arguments():
         lamina.ConvBatchNormReLU2d(1, 1, 1, activation="tanh")
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_bad_residual(training, backend):
+    """Refused before the batch is counted, in words that do not depend on the mode."""
+    layer = lamina.ConvBatchNorm2d(2, 3, 3).train(training)
+    x, residual = torch.randn(4, 2, 9, 9), torch.randn(4, 3, 7, 7)
+    for bad, error, match in (
+        (residual[:, :, :1, :1], ValueError, r"shape of the result, \(4, 3, 7, 7\), got"),
+        (residual.double(), TypeError, "residual is torch.float64 and input torch.float32"),
+        ([0.0], TypeError, "residual must be a Tensor, got list"),
+    ):
+        with pytest.raises(error, match=match):
+            layer(x, bad)
+    assert layer.bn.num_batches_tracked == 0
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x, residual).dtype == torch.bfloat16
+
+
+def test_arguments_of_the_norm():
+    bn = lamina.ConvBatchNorm2d(2, 3, 3, eps=0.5, momentum=0.25).bn
+    assert (bn.eps, bn.momentum) == (0.5, 0.25)
+    assert lamina.ConvBatchNorm2d(2, 3, 3).conv.bias is None
+    assert "activation='tanh'" in repr(lamina.ConvBatchNorm2d(2, 3, 3, activation="tanh"))
+
+
+def test_folded_keeps_every_argument(backend):
+    layer = lamina.ConvBatchNorm2d(
+        *(4, 6, 3), stride=2, padding=1, dilation=2, groups=2, activation="tanh", algorithm="im2col"
+    ).double()
+    nn.init.uniform_(layer.bn.running_var, 0.5, 1.5)
+    assert layer.folded().training
+    folded = layer.eval().folded()
+    assert not folded.training
+    assert folded.algorithm == "im2col"
+    x = torch.randn(2, 4, 9, 9, dtype=torch.float64)
+    torch.testing.assert_close(folded(x), layer(x))
+
+
 def test_a_norm_in_training_is_not_folded():
     """Where `bn` alone is in training, it uses the statistics of the batch."""
     layer = lamina.ConvBatchNorm2d(2, 3, 3).eval()

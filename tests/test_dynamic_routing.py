@@ -235,11 +235,54 @@ def test_module(layout):
     assert f"weight_layout='{layout}'" in repr(layer)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"iterations": 1},
+        {"coupling_dim": "in"},
+        {"squash": "norm_eps", "eps": 0.5},
+        {"accumulate": False},
+        {"scale": 3.0},
+        {"leaky": True},
+        {"detach_votes": True},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_module_hands_on_its_options(options):
+    layer = lamina.DynamicRouting(6, 4, 3, 5, init_std=1.0, **options, dtype=torch.float64)
+    u, mask = drawn(2, 6, 3), torch.arange(6) % 3 > 0
+    wanted = dynamic_routing(u, layer.weight, mask=mask, return_couplings=True, **options)
+    got = layer(u, mask, return_couplings=True)
+    plain = dynamic_routing(u, layer.weight, mask=mask)
+    for ours, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours, other, rtol=0, atol=0)
+    gradients = [torch.autograd.grad(v.sum(), u)[0] for v in (got[0], wanted[0], plain)]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
+    assert not torch.allclose(gradients[0], gradients[2])
+
+
+def test_module_draws_as_it_says():
+    layer = lamina.DynamicRouting(60, 10, 8, 16, bias=True, prior=True, init_std=0.5)
+    assert 0.45 < layer.weight.std() < 0.55
+    assert (layer.bias == 0.1).all()
+    assert (layer.prior == 0).all()
+    on_meta = lamina.DynamicRouting(6, 4, 3, 5, bias=True, prior=True, device="meta")
+    assert {p.device.type for p in on_meta.parameters()} == {"meta"}
+
+
 def test_module_rejects():
     with pytest.raises(ValueError, match="out_capsules must be at least 1, got 0"):
         lamina.DynamicRouting(6, 0, 3, 5)
-    with pytest.raises(ValueError, match="weight_layout is 'oix'; it must name"):
-        lamina.DynamicRouting(6, 4, 3, 5, weight_layout="oix")
+    for options, error, match in (
+        ({"weight_layout": "oix"}, ValueError, "weight_layout is 'oix'; it must name"),
+        ({"weight_layout": None}, TypeError, "weight_layout must be a str, got None"),
+        ({"coupling_dim": "o"}, ValueError, "coupling_dim is 'o'; it must be 'out' or 'in'"),
+        ({"in_dim": 3.0}, TypeError, "in_dim must be an int, got 3.0"),
+    ):
+        with pytest.raises(error, match=f"DynamicRouting: {match}"):
+            lamina.DynamicRouting(
+                **{"in_capsules": 6, "out_capsules": 4, "in_dim": 3, "out_dim": 5, **options}
+            )
 
 
 def test_autocast_keeps_float32():
@@ -248,6 +291,30 @@ def test_autocast_keeps_float32():
         v = dynamic_routing(u.bfloat16(), weight)
     assert v.dtype == torch.float32
     torch.testing.assert_close(v, dynamic_routing(u.bfloat16().float(), weight))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_autocast_lowers_no_argument(backend):
+    """Given in bfloat16 or float32, each is computed with in float32, on every backend."""
+    if lamina.backends.missing[backend]:
+        pytest.skip(lamina.backends.missing[backend])
+    u, weight, vector = torch.randn(2, 6, 3), torch.randn(4, 6, 5, 3), torch.randn(4, 5)
+    prior = torch.randn(6, 4).bfloat16()
+    vector = vector.bfloat16()
+    votes = vector.expand(2, 4, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        v = dynamic_routing(u, weight, bias=vector, prior=prior, backend=backend)
+        s = routing_pass(u, weight, votes, prior=prior, backend=backend)
+    prior, vector, votes = prior.float(), vector.float(), votes.float()
+    wanted = dynamic_routing(u, weight, bias=vector, prior=prior, backend=backend)
+    torch.testing.assert_close(v, wanted, rtol=0, atol=0)
+    torch.testing.assert_close(s, routing_pass(u, weight, votes, prior=prior, backend=backend))
+
+
+def test_results_have_the_dtype_of_the_input():
+    u, weight = torch.randn(2, 6, 3).bfloat16(), torch.randn(4, 6, 5, 3).bfloat16()
+    for tensor in dynamic_routing(u, weight, return_couplings=True):
+        assert tensor.dtype == torch.bfloat16
 
 
 def test_margin_loss():
@@ -259,6 +326,11 @@ def test_margin_loss():
     torch.testing.assert_close(found, torch.tensor(0.49 + 0.5 * 0.16))
     found = MarginLoss(0.8, 0.3, absent_weight=0.25, reduction="sum")(lengths, many)
     torch.testing.assert_close(found, torch.tensor(0.36 + 0.25 * 0.04))
+    mean = MarginLoss(reduction="none")(lengths, many).mean()
+    torch.testing.assert_close(MarginLoss()(lengths, many), mean)
+    for wrong, error in ((lengths[0], ValueError), (many.long(), TypeError)):
+        with pytest.raises(error, match="MarginLoss: lengths must be"):
+            MarginLoss()(wrong, torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="reduction is 'max'"):
         MarginLoss(reduction="max")
     with pytest.raises(ValueError, match=r"target must have shape \(2,\) or \(2, 3\), got \(3,\)"):
@@ -268,6 +340,26 @@ def test_margin_loss():
             MarginLoss()(lengths, target)
     with pytest.raises(ValueError, match="target is on meta and lengths on cpu"):
         MarginLoss()(lengths, many.to("meta"))
+
+
+def test_capsnet_is_the_papers():
+    """Against plain torch: channels c * in_dim to (c + 1) * in_dim of a place are a capsule."""
+    model = CapsNet((1, 9, 11), 3, filters=5, kernel_size=3, stride=1, primary=2, iterations=1)
+    assert (model.routing.iterations, model.primary.stride) == (1, (1, 1))
+    images = torch.rand(2, 1, 9, 11)
+    maps = torch.relu(torch.conv2d(images, model.conv.weight, model.conv.bias))
+    maps = torch.conv2d(maps, model.primary.weight, model.primary.bias)
+    assert maps.shape == (2, 2 * 8, 5, 7)
+    capsules = [
+        maps[:, c * 8 : (c + 1) * 8, y, x] for c in range(2) for y in range(5) for x in range(7)
+    ]
+    capsules = squash(torch.stack(capsules, 1))
+    torch.testing.assert_close(model(images), model.routing(capsules))
+    found = torch.tensor([[[3.0, 4], [0, 1], [0, 2]], [[0, 0], [0.6, 0.8], [9, 0]]])
+    torch.testing.assert_close(model.lengths(found), torch.tensor([[5.0, 1, 2], [0, 1, 9]]))
+    capsules = model(images)
+    longest = model.lengths(capsules).argmax(1)
+    torch.testing.assert_close(model.reconstruct(capsules), model.reconstruct(capsules, longest))
 
 
 def test_capsnet_learns():
@@ -289,3 +381,5 @@ def test_capsnet_learns():
     assert model.reconstruct(capsules).shape == images.shape
     with pytest.raises(ValueError, match="leave nothing of the image's height 8"):
         CapsNet((1, 8, 28))
+    with pytest.raises(ValueError, match="leave nothing of the image's width 8"):
+        CapsNet((1, 28, 8))

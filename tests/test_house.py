@@ -58,6 +58,21 @@ def test_environment_chooses():
     assert "LAMINA_BACKEND is 'gpu'" in done.stderr
 
 
+def test_the_nearest_choice_counts():
+    """backend=, then use_backend, then the environment, whose backend can't run the call here."""
+    x = torch.randn(3, 4)
+    with lamina.use_backend("cuda"):
+        squash(x, backend="reference")
+        with pytest.raises(ValueError, match="backend 'cuda' was asked for"):
+            squash(x)
+    code = (
+        "import torch, lamina\n"
+        "with lamina.use_backend('reference'):\n"
+        "    lamina.explain(lamina.Squash(), torch.randn(9))"
+    )
+    assert "squash: reference" in run_python(code, LAMINA_BACKEND="cuda").stdout
+
+
 @pytest.mark.skipif(bool(lamina.backends.missing["cpp"]), reason="the C++ module is not built")
 def test_an_instruction_set_that_is_not_there_is_refused():
     done = run_python("import lamina", LAMINA_ISA="avx9")
@@ -66,6 +81,28 @@ def test_an_instruction_set_that_is_not_there_is_refused():
         modules._check_isa("avx512", "avx2")
     for accepted in (None, "", "avx2"):
         modules._check_isa(accepted, "avx2")
+
+
+def test_use_backend_ends_where_the_call_raises_and_refuses_names():
+    with pytest.raises(ZeroDivisionError), lamina.use_backend("reference"):
+        raise ZeroDivisionError
+    assert lamina.backends.choice.name is None
+    with pytest.raises(ValueError, match="argument is 'gpu'; the backends are reference"):
+        lamina.use_backend("gpu").__enter__()
+    for name in ("gpu", 3):
+        with pytest.raises(ValueError, match=f"squash: backend is {name!r}; the backends are"):
+            squash(torch.randn(3), backend=name)
+
+
+@pytest.mark.skipif(bool(lamina.backends.missing["cpp"]), reason="the C++ module is not built")
+def test_a_kernel_refuses_other_devices_and_dtypes():
+    for given, reason in (
+        (torch.empty(3, device="meta"), "cpp: the input is on meta, its kernels take cpu"),
+        (torch.ones(3, dtype=torch.float16), "cpp: torch.float16 is not among its dtypes"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            squash(given, backend="cpp")
+        assert squash(given).device == given.device
 
 
 def test_explain_tells_choice_and_reasons(capsys):
@@ -87,6 +124,11 @@ def test_explain_runs_the_call_as_its_caller_would():
         threshold_relu(x)
     with torch.no_grad():
         assert lamina.explain(threshold_relu, x)[0].backend == inference[0].backend
+
+
+def test_explain_tells_that_there_is_nothing_to_tell(capsys):
+    assert lamina.explain(torch.nn.ReLU(), torch.randn(3)) == []
+    assert "no Lamina op was called" in capsys.readouterr().out
 
 
 def test_recording_ends():
@@ -123,6 +165,14 @@ def test_imports_and_runs_without_compiled_modules(tmp_path):
     done = run_python(code)
     assert "torch.Size([300, 300])" in done.stdout, done.stderr
     assert "reinstall with a C++ compiler" in done.stdout
+
+
+def test_a_module_that_does_not_load_is_absent(tmp_path):
+    """As one for another torch: Lamina runs the references, and says why."""
+    (tmp_path / "_ops.so").write_text("nothing")
+    code = "import lamina; print(lamina.backends.BACKENDS['cpp'].missing)"
+    done = run_python(code, LAMINA_MODULES=str(tmp_path))
+    assert f"_ops.so does not load into torch {torch.__version__}" in done.stdout, done.stderr
 
 
 def test_no_noise_at_import():
@@ -255,7 +305,9 @@ def test_forward_mode_outside_of_functorch():
     torch.testing.assert_close(got, torch.func.jvp(squash, (x,), (tangent,))[1])
 
 
-@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.filterwarnings(
+    "ignore:Sparse CSR tensor support is in beta", "ignore:The PyTorch API of nested tensors"
+)
 def test_other_layouts_take_the_reference():
     """What torch can multiply and no kernel can read: the automatic choice never refuses it."""
     x, w = torch.randn(128, 96), torch.randn(64, 96)
@@ -264,8 +316,11 @@ def test_other_layouts_take_the_reference():
         assert decision.backend == "reference"
         assert str(given.layout) in decision.reasons["cpp"][0]
         torch.testing.assert_close(linear(given, w).to_dense(), x @ w.t())
-    nested = torch.nested.nested_tensor([x, x[:50]], layout=torch.jagged)
-    assert linear(nested, w).unbind()[1].shape == (50, 64)
+    for layout in (torch.jagged, torch.strided):
+        nested = torch.nested.nested_tensor([x, x[:50]], layout=layout)
+        (decision,) = lamina.explain(linear, nested, w)
+        assert decision.backend == "reference"
+        torch.testing.assert_close(linear(nested, w).unbind()[1], x[:50] @ w.t())
 
 
 def test_a_subclass_in_any_argument_takes_the_reference():

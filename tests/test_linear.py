@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import lamina
-from lamina.activations import ACTIVATIONS
+from lamina.activations import ACTIVATIONS, parse_activation
 from lamina.functional import linear
 from saved import saved_bytes
 
@@ -61,11 +61,34 @@ def test_normal_initialisation_is_the_articles():
         ((2, 1.5), TypeError, "out_features must be an int, got 1.5"),
         ((2, 3, True, "reul"), ValueError, "activation is 'reul'"),
         ((2, 3, True, None, "io"), ValueError, "weight_layout is 'io'"),
+        ((2, 3, True, ("relu", "0")), TypeError, r"a pair \(name, number\) or a callable, got"),
     ],
 )
 def test_bad_construction(arguments, error, match):
     with pytest.raises(error, match=match):
         lamina.Linear(*arguments)
+
+
+def test_arguments_of_the_relu_layer():
+    layer = lamina.LinearReLU(6, 4, False, "in_out", "meta", torch.float64)
+    assert (layer.weight.shape, layer.weight.dtype) == ((6, 4), torch.float64)
+    assert layer.bias is None
+    assert repr(layer) == (
+        "LinearReLU(in_features=6, out_features=4, bias=False, activation='relu', "
+        "weight_layout='in_out')"
+    )
+    assert {p.device.type for p in lamina.Linear(6, 4, device="meta").parameters()} == {"meta"}
+
+
+def test_a_module_as_activation_is_shown_once():
+    assert repr(lamina.Linear(2, 3, activation=nn.PReLU())).count("PReLU") == 1
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_no_features_at_all():
+    layer = lamina.Linear(0, 4)
+    torch.testing.assert_close(layer(torch.empty(3, 0)), layer.bias.expand(3, 4))
+    assert (layer.bias == 0).all()
 
 
 def test_copies_and_pickles():
@@ -78,10 +101,27 @@ def test_copies_and_pickles():
 
 def test_modules_as_activations_are_recognised():
     x, w = torch.randn(3, 4), torch.randn(5, 4)
-    for module in (nn.ReLU(), nn.LeakyReLU(0.2), nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Tanh()):
+    named = (nn.ReLU(), nn.LeakyReLU(0.2), nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Tanh())
+    for module in (*named, nn.Sigmoid(), nn.Threshold(0.3, 0.0)):
+        assert parse_activation("linear", module)[2] is None
         torch.testing.assert_close(linear(x, w, None, module), module(F.linear(x, w)))
     for unusual in (nn.Threshold(0.1, 20.0), nn.Softplus(), nn.PReLU()):
         torch.testing.assert_close(linear(x, w, None, unusual), unusual(F.linear(x, w)))
+
+
+def test_an_activation_module_that_is_more_than_its_formula_is_called():
+    class Doubled(nn.ReLU):
+        def forward(self, input):
+            return 2 * super().forward(input)
+
+    x, w = torch.randn(3, 4), torch.randn(5, 4)
+    torch.testing.assert_close(linear(x, w, None, Doubled()), 2 * F.relu(F.linear(x, w)))
+    seen = []
+    for register in ("register_forward_hook", "register_forward_pre_hook"):
+        relu = nn.ReLU()
+        getattr(relu, register)(lambda *call: seen.append(call))
+        torch.testing.assert_close(linear(x, w, None, relu), F.relu(F.linear(x, w)))
+    assert len(seen) == 2
 
 
 def test_parameters_of_an_activation_module_are_the_layers():
@@ -119,6 +159,19 @@ def test_mixed_dtypes_are_fine_under_autocast_only():
         linear(x, w)
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x, w).dtype == torch.bfloat16
+        with pytest.raises(TypeError, match="input must be of a floating-point dtype"):
+            linear(x.long(), w)
+
+
+@cpp
+@pytest.mark.parametrize(("rows", "layout"), [(7, "in_out"), (8, "in_out"), (7, "out_in")])
+def test_few_rows_go_where_their_gradients_are_faster(rows, layout):
+    layer, x = lamina.Linear(512, 512, weight_layout=layout), torch.randn(rows, 512)
+    (decision,) = lamina.explain(layer, x)
+    slower = rows < 8 and layout == "in_out"
+    assert decision.backend == ("reference" if slower else "cpp")
+    with torch.no_grad():
+        assert lamina.explain(layer, x)[0].backend == "cpp"
 
 
 @cpp

@@ -44,7 +44,14 @@ def test_reset_parameters_as_the_articles_do():
     assert (model[1].bias == 0.01).all()
 
 
-@pytest.mark.parametrize("hidden", [5, ("5",), (2.0,)])
+def test_arguments_reach_every_layer():
+    model = MLP(4, (3,), 2, bias=False, device="meta", dtype=torch.float64)
+    assert list(model.state_dict()) == ["0.weight", "1.weight"]
+    for parameter in model.parameters():
+        assert (parameter.device.type, parameter.dtype) == ("meta", torch.float64)
+
+
+@pytest.mark.parametrize("hidden", [5, None, ("5",), (2.0,)])
 def test_hidden_must_be_ints(hidden):
     with pytest.raises(TypeError, match="MLP: hidden must be a sequence of ints"):
         MLP(4, hidden, 2)

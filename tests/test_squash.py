@@ -66,6 +66,13 @@ def test_layouts_agree(backend):
         torch.testing.assert_close(squash(view), squash(view.contiguous()), rtol=0, atol=1e-15)
 
 
+def test_bad_construction():
+    with pytest.raises(ValueError, match="Squash: kind is 'l2'; it must be one of exact"):
+        lamina.Squash("l2")
+    with pytest.raises(ValueError, match="Squash: eps must not be negative, got nan"):
+        lamina.Squash("exp", math.nan)
+
+
 def test_module_is_the_function():
     layer = lamina.Squash("norm_eps", 1e-3)
     s = torch.randn(5, 8)

@@ -22,6 +22,11 @@ def test_the_articles_example():
     torch.testing.assert_close(lamina.ThresholdReLU(0.5)(x), torch.tensor([[0, 0], [0.6, 1.2]]))
 
 
+def test_bad_construction():
+    with pytest.raises(TypeError, match="ThresholdReLU: threshold must be a number, got str"):
+        lamina.ThresholdReLU("0.1")
+
+
 @cpp
 def test_saves_one_bit_an_element():
     x = torch.randn(1 << 16, requires_grad=True)

@@ -140,6 +140,32 @@ def test_extremes_are_finite(over):
             assert torch.isfinite(tensor).all()
 
 
+def test_priors_that_no_exponential_holds(over):
+    """Infinitely far below 0 for all that a tile or a part has, and finitely for all there is."""
+    u, weight = drawn(3, 4, 3).detach(), drawn(3, 4, 5, 3).detach()
+    absent = torch.zeros(4, 3, dtype=torch.float64)
+    absent[:, 2] = -torch.inf
+    absent[3] = 0.0
+    low = torch.full((4, 3), -1e3, dtype=torch.float64)
+    settings = (False, True, 1.0, "exact", 0.0)
+    for prior in (absent, low):
+        leaves = [t.clone().requires_grad_() for t in (u, weight)]
+        options = definition.Options(3, over, False, *settings)
+        exact, exact_couplings = definition.route(*leaves, None, prior, None, options)
+        grad = torch.randn_like(exact)
+        with interpreted():
+            v, s, couplings = dynamic_routing.dynamic_routing_forward(
+                u, weight, None, prior, None, 3, over, *settings, True, True
+            )
+            found = dynamic_routing.dynamic_routing_backward(
+                grad, u, weight, None, prior, None, s, over, False, *settings,
+                (True, True, False, False),
+            )  # fmt: skip
+        wanted = (exact.detach(), exact_couplings, *torch.autograd.grad(exact, leaves, grad))
+        for a, b in zip((v, couplings, *found[:2]), wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("itemsize", [4, 8])
 def test_every_size_has_a_tile(itemsize):
     for batch, o, e, d in ((1, 1, 1, 1), (128, 10, 16, 8), (128, 64, 32, 16), (5, 1000, 16, 64)):

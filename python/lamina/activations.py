@@ -63,7 +63,15 @@ def parse_activation(op: str, activation: Activation) -> tuple[str, float, Calla
     return name, float(ACTIVATIONS[name][1] if parameter is None else parameter), None
 
 
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether something waits for the module to be called, which a fused one never is."""
+    before, after = module._forward_pre_hooks, module._forward_hooks
+    return bool(before or after or module._backward_pre_hooks or module._backward_hooks)
+
+
 def _parse_module(module: nn.Module) -> tuple[str, float, Callable | None]:
+    if _has_hooks(module):
+        return "none", 0.0, module
     if type(module) is nn.ReLU:
         return "relu", 0.0, None
     if type(module) is nn.LeakyReLU:

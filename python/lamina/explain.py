@@ -22,5 +22,5 @@ def explain(module_or_function: Callable, *inputs: Any, **kwargs: Any) -> list[D
         for name, reasons in decision.reasons.items():
             print(f"  not {name}: {'; '.join(reasons)}")
     if not decisions:
-        print("no Lamina op was called")
+        print("no Lamina op was called, or a compiled model called it: explain the model itself")
     return decisions

@@ -52,6 +52,15 @@ def samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
             dilation=2,
         )
         yield sample(f"depthwise, {layout}", made(1, 5, 6, 7), (5, 1, 3, 3), padding=1, groups=5)
+        # Groups wide enough for matrix products, whose masks begin with a byte or do not.
+        for outs in (32, 40):
+            wide = made(1, 32, 4, 3), (outs, 16, 2, 2)
+            yield sample(f"groups of {outs // 2}, {layout}", *wide, groups=2)
+        # The gradients of the weights are summed over more than one part of the pixels.
+        yield sample(f"many pixels, {layout}", made(2, 2, 13, 14), (3, 2, 2, 2))
+        yield sample(
+            f"many pixels, depthwise, {layout}", made(2, 3, 13, 13), (3, 1, 1, 2), groups=3
+        )
         yield sample(f"1x1, {layout}", made(2, 9, 3, 5), (11, 9, 1, 1))
         yield sample(f"1x1 stride 2, {layout}", made(2, 4, 5, 5), (3, 4, 1, 1), stride=2)
         yield sample(f"more than a block, {layout}", made(3, 37, 9, 9), (67, 37, 3, 3), padding=1)
@@ -115,11 +124,13 @@ def bad_inputs(device: torch.device) -> Iterator[BadInput]:
     yield bad("groups", "groups must be positive and divide the 4", groups=3)
     yield bad("no groups", "groups must be positive", groups=0)
     yield bad("groups type", "groups must be an int", groups=1.0, error=TypeError)
+    yield bad("groups of bool", "groups must be an int, got True", groups=True, error=TypeError)
     yield bad("stride", "stride must be at least 1, got 0", stride=0)
     yield bad("dilation", r"dilation must be at least 1, got \(1, -1\)", dilation=(1, -1))
     yield bad("padding", "padding must be at least 0, got -1", padding=-1)
     yield bad("three strides", "stride must be an int or two ints", stride=(1, 1, 1))
     yield bad("float stride", "stride must be an int or two", stride=1.5, error=TypeError)
+    yield bad("stride of bools", "stride must be an int or", stride=(True, 1), error=TypeError)
     yield bad("padding name", "padding is 'full'; it must be 'same'", padding="full")
     yield bad("same, stride", "padding 'same' needs stride 1", padding="same", stride=2)
     yield bad("large kernel", r"kernel of size \(3, 3\) with dilation \[3, 3\]", dilation=3)

@@ -49,14 +49,25 @@ def bad_routing(op: str, device: torch.device) -> Iterator[BadInput]:
         ("layout name", "weight_layout is 'oiex'; it must name", {"weight_layout": "oiex"}),
         ("layout", "does not have the layout '1oied'", {"weight_layout": "1oied"}),
         ("merged layout", "needs out_capsules", {"weight_layout": "1(oe)di"}),
+        ("merged, 2", "size 3, got 2", {"weight_layout": "1(oe)di", "out_capsules": 2}),
+        ("merged, -3", "size 3, got -3", {"weight_layout": "1(oe)di", "out_capsules": -3}),
+        ("size one", "does not have the layout '1oed'", {"weight_layout": "1oed"}),
+        ("out-capsules", "out_capsules is 7, and the weight .* has 5", {"out_capsules": 7}),
         ("coupling_dim", "coupling_dim is 'o'; it must be", {"coupling_dim": "o"}),
         ("prior", r"prior must have shape \(3, 5\) or \(2, 3, 5\), got", {"prior": u}),
         ("mask", r"mask must have shape \(3,\) or \(2, 3\), got", {"mask": u[0, 0] > 0}),
         ("learned mask", "mask is a constant: it must not", {"mask": learned}),
     ):
-        weight = w[:1] if name == "merged layout" else w
+        weight = w[:1] if name.startswith("merged") else w
         yield BadInput(name, (u, weight), ValueError, f"{op}: .*{match}", kwargs)
-    yield BadInput("scale", (u, w), TypeError, "scale must be a number", {"scale": "1"})
+    for name, match, value in (
+        ("scale", "a number", "1"),
+        ("weight_layout", "a str, got None", None),
+        ("out_capsules", "an int, got '5'", "5"),
+        ("mask", "a Tensor, got list", [1.0]),
+    ):
+        match = f"{op}: {name} must be {match}"
+        yield BadInput(f"{name} type", (u, w), TypeError, match, {name: value})
 
 
 def bad_inputs(device: torch.device) -> Iterator[BadInput]:

@@ -72,6 +72,17 @@ def is_channels_last(input: Tensor) -> bool:
     return stride[1] == 1 and stride[3] >= channels and input.numel() != input.shape[0]
 
 
+def check_residual(residual: Tensor, input: Tensor, shape: tuple[int, ...]) -> None:
+    """A residual is like the input, and of the shape of the result."""
+    check_floating("conv2d", "residual", residual)
+    check_alike("conv2d", "residual", residual, "input", input)
+    if residual.shape != shape:
+        raise ValueError(
+            f"conv2d: residual must have the shape of the result, {tuple(shape)}, "
+            f"got {tuple(residual.shape)}"
+        )
+
+
 def check_sizes(tensors: tuple[Tensor | None, ...], options: Options, batched: bool) -> None:
     input, weight, _, residual = tensors
     kernel, unit = tuple(weight.shape[2:]), options.stride + options.dilation == [1] * 4
@@ -92,11 +103,5 @@ def check_sizes(tensors: tuple[Tensor | None, ...], options: Options, batched: b
             f"input of shape {tuple(input.shape)} with padding {options.padding}"
         )
     if residual is not None:
-        check_floating("conv2d", "residual", residual)
-        check_alike("conv2d", "residual", residual, "input", input)
         shape = (*(input.shape[:1] if batched else ()), weight.shape[0], *sizes)
-        if residual.shape != shape:
-            raise ValueError(
-                f"conv2d: residual must have the shape of the result, {tuple(shape)}, "
-                f"got {tuple(residual.shape)}"
-            )
+        check_residual(residual, input, shape)

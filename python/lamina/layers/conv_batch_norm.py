@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lamina.activations import ACTIVATIONS, Activation, parse_activation
+from lamina.checks import autocast_dtype, cast
+from lamina.layers.conv2d_checks import check_residual
 from lamina.layers.conv2d_modules import Conv2d
 from lamina.layers.fold_batch_norm import fold_batch_norm
 
@@ -54,7 +56,12 @@ class ConvBatchNorm2d(nn.Module):
         if not self.bn.training and self.bn.running_mean is not None:
             weight, bias = self._fold()
             return self.conv._conv_forward(input, weight, bias, self.activation, residual)
-        output = self.bn(self.conv(input))
+        output = self.conv(input)
+        if residual is not None:
+            low = autocast_dtype(input)
+            residual = residual if low is None else cast(residual, low)
+            check_residual(residual, output, output.shape)
+        output = self.bn(output)  # Which may count the batch: what is wrong was refused before.
         output = output if residual is None else output + residual
         name, parameter, after = parse_activation("ConvBatchNorm2d", self.activation)
         output = ACTIVATIONS[name][0](output, parameter)

@@ -20,6 +20,7 @@ from lamina.backends import choose, kernels, wants_grad
 from lamina.double_backward import partial_gradients
 from lamina.fakes import fake, flops
 from lamina.layers.routing_pass import (
+    check_layout,
     coupling_coefficients,
     dense,
     fake_gradients,
@@ -345,6 +346,7 @@ class DynamicRouting(nn.Module):
             if size < 1:
                 raise ValueError(f"DynamicRouting: {name} must be at least 1, got {size}")
         _check_options("DynamicRouting", iterations, squash, eps)
+        check_layout("DynamicRouting", weight_layout)
         if coupling_dim not in ("out", "in"):
             raise ValueError(
                 f"DynamicRouting: coupling_dim is {coupling_dim!r}; it must be 'out' or 'in'"

@@ -34,6 +34,8 @@ def fold_batch_norm(
     Raises TypeError for anything but floating-point tensors, ValueError where shapes do not fit.
     """
     check_floating("fold_batch_norm", "weight", weight)
+    if weight.dim() == 0:
+        raise ValueError("fold_batch_norm: weight must have out_channels first, got a scalar")
     shape = (weight.shape[0],)
     vectors = {"bias": bias, "scale": scale, "shift": shift}
     for name, tensor in {

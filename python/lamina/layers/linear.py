@@ -137,7 +137,7 @@ def _check(input: Tensor, weight: Tensor, bias: Tensor | None, in_out: bool) -> 
     if weight.dim() != 2:
         raise ValueError(f"linear: weight must have 2 dimensions, got shape {tuple(weight.shape)}")
     outs, ins = reversed(weight.shape) if in_out else weight.shape
-    if input.dim() == 0 or input.shape[-1] != ins:
+    if input.dim() == 0 or input.size(-1) != ins:  # A nested tensor has no shape.
         raise ValueError(
             f"linear: input of shape {tuple(input.shape)} must end in {ins}, the in_features of "
             f"the weight of shape {tuple(weight.shape)}"

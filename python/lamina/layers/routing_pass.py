@@ -71,12 +71,21 @@ def step(
     return torch.einsum("bio,bioe->boe", c, votes)
 
 
+def check_layout(op: str, layout: object) -> None:
+    """TypeError for anything but a text."""
+    if not isinstance(layout, str):
+        raise TypeError(f"{op}: weight_layout must be a str, got {layout!r}")
+
+
 def oied_view(op: str, weight: Tensor, layout: str, out_capsules: int | None) -> Tensor:
     """The weight as a view [O, I, E, D], or [O, E, D] where its layout names no i.
 
     A layout names the dimensions by the letters o, i, e, d; 1 is a dimension of size one, and (oe)
     is one dimension that holds out-capsules and their dimensions, for `out_capsules` of them.
     """
+    check_layout(op, layout)
+    if out_capsules is not None and type(out_capsules) is not int:
+        raise TypeError(f"{op}: out_capsules must be an int, got {out_capsules!r}")
     names = layout.replace("(oe)", "x").replace("1", "")
     letters = "".join(sorted(names.replace("x", "oe")))
     if letters not in ("deio", "deo"):
@@ -96,14 +105,20 @@ def oied_view(op: str, weight: Tensor, layout: str, out_capsules: int | None) ->
             weight = weight.squeeze(position)
     if "x" in names:
         position = names.index("x")
-        if not out_capsules or weight.shape[position] % out_capsules:
+        if not out_capsules or out_capsules < 0 or weight.shape[position] % out_capsules:
             raise ValueError(
                 f"{op}: a weight of layout {layout!r} needs out_capsules, a divisor of its "
                 f"dimension of size {weight.shape[position]}, got {out_capsules}"
             )
         weight = weight.unflatten(position, (out_capsules, -1))
         names = names.replace("x", "oe")
-    return weight.permute([names.index(name) for name in ("oied" if "i" in names else "oed")])
+    view = weight.permute([names.index(name) for name in ("oied" if "i" in names else "oed")])
+    if out_capsules not in (None, view.shape[0]):
+        raise ValueError(
+            f"{op}: out_capsules is {out_capsules}, and the weight of layout {layout!r} has "
+            f"{view.shape[0]} of them"
+        )
+    return view
 
 
 def _check_shape(op: str, name: str, tensor: Tensor, u: Tensor, *shapes: tuple[int, ...]) -> None:

@@ -88,6 +88,11 @@ def _refused_by_autograd(input: Tensor) -> bool:
     return input.is_leaf and wants_grad(input, warn=False)
 
 
+def _check_threshold(op: str, threshold: object) -> None:
+    if not isinstance(threshold, (int, float)):
+        raise TypeError(f"{op}: threshold must be a number, got {type(threshold).__name__}")
+
+
 @torch.fx.wrap
 def threshold_relu(
     input: Tensor, threshold: float = 0.0, inplace: bool = False, *, backend: str | None = None
@@ -113,10 +118,7 @@ def threshold_relu(
         except (AttributeError, RuntimeError, TypeError):
             pass
     check_floating("threshold_relu", "input", input)
-    if not isinstance(threshold, (int, float)):
-        raise TypeError(
-            f"threshold_relu: threshold must be a number, got {type(threshold).__name__}"
-        )
+    _check_threshold("threshold_relu", threshold)
     chosen = choose(SPEC, backend, (input,), (inplace,))
     if chosen == "reference" or (inplace and _refused_by_autograd(input)):
         return reference(input, threshold, inplace)
@@ -134,6 +136,7 @@ class ThresholdReLU(nn.Module):
 
     def __init__(self, threshold: float = 0.0, inplace: bool = False) -> None:
         super().__init__()
+        _check_threshold("ThresholdReLU", threshold)
         self.threshold = threshold
         self.inplace = inplace
 
