@@ -153,18 +153,27 @@ def test_kernels_that_no_gpu_has_run_are_taken_by_name_only(triton_on_cpu, monke
 
 
 def test_imports_and_runs_without_compiled_modules(tmp_path):
-    """As the pure-Python wheel does: the compiled modules are not to be found."""
+    """As the pure-Python wheel does, without Triton: neither is to be found."""
     code = (
         "import importlib.util as u\n"
         "find = u.find_spec\n"
-        "u.find_spec = lambda name, *a: None if name.startswith('lamina._') else find(name, *a)\n"
+        "u.find_spec = lambda name, *a: (\n"
+        "    None if name.startswith(('lamina._', 'triton')) else find(name, *a))\n"
         "import torch, lamina\n"
         "print(lamina.LinearReLU(300, 300)(torch.randn(300, 300)).shape)\n"
-        "print(lamina.backends.BACKENDS['cpp'].missing)"
+        "print(lamina.backends.missing)"
     )
     done = run_python(code)
     assert "torch.Size([300, 300])" in done.stdout, done.stderr
-    assert "reinstall with a C++ compiler" in done.stdout
+    for reason in ("reinstall with a C++ compiler", "pip install triton", "needs the C++ module"):
+        assert reason in done.stdout
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")
+@pytest.mark.skipif(bool(lamina.backends.missing["cpp"]), reason="the C++ module is not built")
+def test_a_torch_without_cuda_is_why_there_are_no_cuda_kernels():
+    """Not that they were not compiled: compiling them would not help."""
+    assert lamina.backends.missing["cuda"] == "this torch is built without CUDA"
 
 
 def test_a_module_that_does_not_load_is_absent(tmp_path):

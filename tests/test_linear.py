@@ -105,6 +105,7 @@ def test_modules_as_activations_are_recognised():
     for module in (*named, nn.Sigmoid(), nn.Threshold(0.3, 0.0)):
         assert parse_activation("linear", module)[2] is None
         torch.testing.assert_close(linear(x, w, None, module), module(F.linear(x, w)))
+    assert parse_activation("linear", nn.Threshold(0.3, 0.0)) == ("threshold", 0.3, None)
     for unusual in (nn.Threshold(0.1, 20.0), nn.Softplus(), nn.PReLU()):
         torch.testing.assert_close(linear(x, w, None, unusual), unusual(F.linear(x, w)))
 

@@ -36,6 +36,8 @@ CASES = {
     "two": {"iterations": 2, "bias": True},
     "detached": {"detach": True, "bias": True, "prior": "shared"},
     "detached, bare": {"detach": True},
+    "detached, bias": {"detach": True, "bias": True},
+    "detached, prior": {"detach": True, "prior": "batched"},
     "leaky": {"leaky": True, "prior": "batched", "squash": "sqrt_eps"},
     "replaced": {"accumulate": False, "bias": True, "squash": "norm_eps"},
     "masked": {"mask": "batched", "squash": "exp", "scale": 0.5},

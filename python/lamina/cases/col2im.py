@@ -29,6 +29,7 @@ def bad_inputs(device: torch.device) -> Iterator[BadInput]:
     yield BadInput("columns", (x[..., 1:], 4, 2), ValueError, r"\[N, C \* 4, 9\].*\(1, 8, 8\)")
     yield BadInput("rows", (x[:, 1:], 4, 2), ValueError, r"\[N, C \* 4, 9\].*\(1, 7, 9\)")
     yield BadInput("large kernel", (x, 4, 5), ValueError, r"kernel_size \[5, 5\].*is larger than")
+    yield BadInput("no size", (x, 0, 2), ValueError, "output_size must be at least 1, got 0")
     yield BadInput("size", (x, (4, 4, 4), 2), ValueError, "output_size must be an int or two ints")
 
 

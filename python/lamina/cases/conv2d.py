@@ -124,7 +124,8 @@ def bad_inputs(device: torch.device) -> Iterator[BadInput]:
     yield bad("groups", "groups must be positive and divide the 4", groups=3)
     yield bad("no groups", "groups must be positive", groups=0)
     yield bad("groups type", "groups must be an int", groups=1.0, error=TypeError)
-    yield bad("groups of bool", "groups must be an int, got True", groups=True, error=TypeError)
+    for other in (True, torch.tensor(1)):  # torch takes a tensor of one number for an int
+        yield bad(f"groups {other!r}", "groups must be an int, got", groups=other, error=TypeError)
     yield bad("stride", "stride must be at least 1, got 0", stride=0)
     yield bad("dilation", r"dilation must be at least 1, got \(1, -1\)", dilation=(1, -1))
     yield bad("padding", "padding must be at least 0, got -1", padding=-1)

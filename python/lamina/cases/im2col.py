@@ -34,6 +34,8 @@ def bad_inputs(device: torch.device) -> Iterator[BadInput]:
     yield BadInput("kernel", (x, 0), ValueError, "kernel_size must be at least 1, got 0")
     yield BadInput("large kernel", (x, 5), ValueError, r"kernel_size \[5, 5\].*is larger than")
     yield BadInput("stride", (x, 2, 1, 0, 0), ValueError, "stride must be at least 1, got 0")
+    yield BadInput("dilation", (x, 2, 0), ValueError, "dilation must be at least 1, got 0")
+    yield BadInput("padding", (x, 2, 1, -1), ValueError, "padding must be at least 0, got -1")
 
 
 def workload(images: int, channels: int, size: int) -> Workload:
