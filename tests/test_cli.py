@@ -121,6 +121,25 @@ def test_interrupt_leaves_without_a_traceback(monkeypatch, capsys):
     assert "interrupted" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("extra", ["rich", "nothing"])
+def test_a_reader_that_left_is_no_error(extra):
+    """As of `lamina info | head -1`."""
+    code = "import sys; from lamina import cli, console\n"
+    code += f"console.HAVE_RICH &= {extra == 'rich'}\nsys.exit(cli.main(['info']))"
+    here, there = os.pipe()
+    os.close(here)
+    done = subprocess.run([sys.executable, "-c", code], stdout=there, stderr=subprocess.PIPE)
+    os.close(there)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_a_narrow_terminal_loses_no_letter(monkeypatch, capsys):
+    monkeypatch.setattr(console, "WIDTH_OF_A_FILE", 20)
+    console.print_table("Title", ["name", "value"], [["0123456789abcdef", "0123456789abcdef"]])
+    printed = "".join(re.findall("[0-9a-f]", capsys.readouterr().out.split("value")[1]))
+    assert sorted(printed) == sorted(2 * "0123456789abcdef")
+
+
 def test_check_says_that_nothing_ran(capsys):
     assert main(["check", "squash", "--dtype", "bf16"]) == 1
     out = capsys.readouterr().out

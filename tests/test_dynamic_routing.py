@@ -383,3 +383,13 @@ def test_capsnet_learns():
         CapsNet((1, 8, 28))
     with pytest.raises(ValueError, match="leave nothing of the image's width 8"):
         CapsNet((1, 28, 8))
+    with pytest.raises(
+        ValueError, match=r"image must be \(channels, height, width\), got \(28, 28\)"
+    ):
+        CapsNet((28, 28))
+    for options, match in (
+        ({"stride": 0}, "stride .*got 0"),
+        ({"kernel_size": (9, 9)}, "kernel_s"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            CapsNet(**options)

@@ -52,7 +52,8 @@ def print_table(
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     table.show_header = any(header)
     for i, name in enumerate(header):
-        table.add_column(name, justify="right" if right is not None and i >= right else "left")
+        justify = "right" if right is not None and i >= right else "left"
+        table.add_column(name, justify=justify, overflow="fold")
     for row in cells:
         table.add_row(*(Text(cell.text, style=cell.style) for cell in row))
     Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE).print(table)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -38,6 +40,11 @@ class CapsNet(nn.Module):
         routing: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(image, Sequence) or len(image) != 3:
+            raise ValueError(f"CapsNet: image must be (channels, height, width), got {image!r}")
+        for name, value in (("kernel_size", kernel_size), ("stride", stride)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"CapsNet: {name} must be an int of at least 1, got {value!r}")
         channels, height, width = image
         self.image, self.classes, self.in_dim = image, classes, in_dim
         places = 1
