@@ -1,6 +1,7 @@
 #pragma once
 
 #include "conv2d/finish.h"
+#include "conv2d/finished_panel.h"
 #include "conv2d/pixel_grid.h"
 
 // Epilogues of the GEMM whose tiles are channels and pixels of images.
@@ -15,6 +16,10 @@ struct FinishTile {
   using T = Accumulator<S>;
   const Finish<S>& to;
   const PixelGrid& grid;
+  const Finishing<T> finishing;
+
+  FinishTile(const Finish<S>& finish, const PixelGrid& of)
+      : to(finish), grid(of), finishing(finishing_of(finish)) {}
 
   void operator()(const T* tile, int64_t row, int rows, int64_t column, int columns) const {
     if (to.layout.channels_last)
@@ -23,8 +28,31 @@ struct FinishTile {
       by_channel(tile, row, rows, column, columns);
   }
 
+  // Columns that lie side by side in one image need no such detour.
+  FinishedPanel<T> target_panel(int64_t column, int columns) const {
+    if constexpr (micro_kernel_finishes) {
+      const Layout& layout = to.layout;
+      if (columns < tile_columns<T>) return {};
+      if (layout.channels_last) return {to.output, layout.channels, column, column, &finishing};
+      const PixelGrid::Run run = grid.run(column, columns);
+      if (run.length == columns)
+        return {to.output, layout.pixels, layout.offset(run.image, 0, run.pixel), column,
+                &finishing};
+    }
+    return {};
+  }
+
  private:
   static constexpr int L = lanes<T>;
+  static constexpr bool micro_kernel_finishes = sizeof(S) == sizeof(T) && K != Kind::smooth;
+
+  static Finishing<T> finishing_of(const Finish<S>& to) {
+    const Piecewise<T> piecewise(to.activation, to.parameter);
+    if constexpr (micro_kernel_finishes)
+      return {to.bias, to.layout.channels_last, to.residual, K == Kind::piecewise, piecewise,
+              to.mask, to.mask_stride};
+    return {nullptr, false, nullptr, false, piecewise, nullptr, 0};
+  }
 
   void by_pixel(const T* tile, int64_t pixel, int rows, int64_t channel, int columns) const {
     const Finisher<S, K> finisher(to);
@@ -99,27 +127,6 @@ struct FinishTile {
 #pragma GCC unroll 4
     for (int byte = 0; byte < bytes; ++byte)
       target[byte] = static_cast<uint8_t>(bits >> (8 * byte));
-  }
-};
-
-// The epilogue for the gradient of an input: sums are stored as they are.
-template <class S>
-struct StoreTile : FinishTile<S, Kind::none> {
-  using T = Accumulator<S>;
-
-  // Where they lie side by side in one image, without a detour.
-  Tile<T> target_tile(int64_t row, int, int64_t column, int columns) const {
-    if constexpr (sizeof(S) == sizeof(T)) {
-      const Finish<S>& to = this->to;
-      const Layout& layout = to.layout;
-      if (columns < tile_columns<T>) return {nullptr, 0};
-      if (layout.channels_last)
-        return {to.output + row * layout.channels + column, layout.channels};
-      const PixelGrid::Run run = this->grid.run(column, columns);
-      if (run.length == columns)
-        return {to.output + layout.offset(run.image, row, run.pixel), layout.pixels};
-    }
-    return {nullptr, 0};
   }
 };
 

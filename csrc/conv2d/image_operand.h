@@ -76,13 +76,25 @@ struct PixelLoader {
   }
 };
 
-// Panels along the pixels, depth along the channels: channels_last for A, contiguous for B.
+// Whether B, contiguous images, is read in place where each panel is used so many times: what
+// packing costs must be more than what rows lying apart do. They do most where they share sets of
+// the L1 or begin within lines, and where a tile has little to sum.
+template <class T>
+bool reads_in_place(int64_t uses, int64_t pixels, int64_t depth) {
+  const int64_t row = pixels * static_cast<int64_t>(sizeof(T));
+  if (pixels < 4 * tile_columns<T>) return false;
+  return uses <= 6 || (uses <= 12 && depth >= 128 && row % 64 == 0 && row % 4096 != 0);
+}
+
+// Panels along the pixels, depth along the channels: channels_last for A, contiguous for B, each of
+// whose panels is used `uses` times.
 template <class S, Kind K, bool CHANNELS_LAST>
 struct PixelPanels {
   using T = Accumulator<S>;
   static constexpr int L = lanes<T>;
   const Reader<S, K> reader;
   const PixelGrid grid;
+  const int64_t uses;
 
   template <int WIDTH>
   void pack(T* panel, int64_t first, int count, int64_t depth, int depths) const {
@@ -100,12 +112,19 @@ struct PixelPanels {
   template <int WIDTH>
   void packed(const T*, int64_t, int, int64_t, int) const {}
 
-  InPlace<T> in_place(int64_t first, int, int64_t depth, int) const {
-    if constexpr (CHANNELS_LAST && lies_plain<S, K>) {
-      const int64_t channels = reader.from.layout.channels;
-      // Rows that begin further apart share too few sets of the L1.
-      if (grid.dense() && channels * sizeof(S) <= 2048)
-        return {reader.from.data + first * channels + depth, channels, 1};
+  InPlace<T> in_place(int64_t first, int count, int64_t depth, int) const {
+    if constexpr (lies_plain<S, K>) {
+      const Layout& layout = reader.from.layout;
+      if (!grid.dense()) return {nullptr, 0, 0};
+      if (CHANNELS_LAST) {
+        // Rows that begin further apart share too few sets of the L1.
+        if (layout.channels * sizeof(S) <= 2048)
+          return {reader.from.data + first * layout.channels + depth, layout.channels, 1};
+      } else if (reads_in_place<T>(uses, layout.pixels, layout.channels)) {
+        const PixelGrid::Run run = grid.run(first, count);
+        if (run.length == count)
+          return {reader.from.data + layout.offset(run.image, depth, run.pixel), 1, layout.pixels};
+      }
     }
     return {nullptr, 0, 0};
   }

@@ -22,10 +22,11 @@ void multiply_pixels(const Conv2dShape& shape, const Source<S>& source, const Pi
   const Reader<S, K> reader(source);
   const int64_t pixels = shape.images * shape.out_height * shape.out_width;
   if (shape.channels_last)
-    multiply_any<T>(pixels, weight.extent, depth, PixelPanels<S, K, true>{reader, grid}, weight,
+    multiply_any<T>(pixels, weight.extent, depth, PixelPanels<S, K, true>{reader, grid, 0}, weight,
                     epilogue, parallel);
   else
-    multiply_any<T>(weight.extent, pixels, depth, weight, PixelPanels<S, K, false>{reader, grid},
+    multiply_any<T>(weight.extent, pixels, depth, weight,
+                    PixelPanels<S, K, false>{reader, grid, ceil_div(weight.extent, tile_rows<T>)},
                     epilogue, parallel);
 }
 
@@ -49,7 +50,7 @@ void pointwise_grad_input(const Conv2dShape& shape, const Source<S>& gradient, c
     constexpr Kind K = decltype(kind)::value;
     if (grid.dense())
       multiply_pixels<S, K>(shape, gradient, source_grid, transposed, shape.outs,
-                            StoreTile<S>{{to, grid}}, parallel);
+                            FinishTile<S, Kind::none>{to, grid}, parallel);
     else
       multiply_pixels<S, K>(shape, gradient, source_grid, transposed, shape.outs,
                             SpreadTile<S>{to.output, to.layout, grid}, parallel);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "conv2d/finished_panel.h"
 #include "gemm/gemm.h"
 
 // The GEMM with its operands and epilogue behind pointers: it is compiled once for each type of
@@ -71,35 +72,47 @@ AnyOperand<T> any_operand(const Operand& operand) {
 
 template <class T>
 struct AnyEpilogue {
-  using FindTarget = Tile<T> (*)(const void* epilogue, int64_t row, int rows, int64_t column,
-                                 int columns);
+  using Prefetch = void (*)(const void* epilogue, int64_t row, int rows, int64_t column);
+  using FindTarget = FinishedPanel<T> (*)(const void* epilogue, int64_t column, int columns);
   const void* epilogue;
   void (*finish)(const void* epilogue, const T* tile, int64_t row, int rows, int64_t column,
                  int columns);
-  void (*fetch)(const void* epilogue, int64_t row, int rows, int64_t column);
+  Prefetch fetch;   // or null
   FindTarget find;  // or null
 
   void operator()(const T* tile, int64_t row, int rows, int64_t column, int columns) const {
     finish(epilogue, tile, row, rows, column, columns);
   }
-  void prefetch(int64_t row, int rows, int64_t column) const { fetch(epilogue, row, rows, column); }
-  Tile<T> target_tile(int64_t row, int rows, int64_t column, int columns) const {
-    if (find == nullptr) return {nullptr, 0};
-    return find(epilogue, row, rows, column, columns);
+  void prefetch(int64_t row, int rows, int64_t column) const {
+    if (fetch != nullptr) fetch(epilogue, row, rows, column);
+  }
+  FinishedPanel<T> target_panel(int64_t column, int columns) const {
+    if (find == nullptr) return {};
+    return find(epilogue, column, columns);
   }
 };
 
-// target_tile of an epilogue that has it.
+// prefetch and target_panel of an epilogue that has them.
 template <class T, class Epilogue>
-auto find_target_tile(int)
-    -> decltype(static_cast<const Epilogue*>(nullptr)->target_tile(0, 0, 0, 0),
-                typename AnyEpilogue<T>::FindTarget{}) {
-  return [](const void* of, int64_t row, int rows, int64_t column, int columns) {
-    return static_cast<const Epilogue*>(of)->target_tile(row, rows, column, columns);
+auto find_prefetch(int) -> decltype(static_cast<const Epilogue*>(nullptr)->prefetch(0, 0, 0),
+                                    typename AnyEpilogue<T>::Prefetch{}) {
+  return [](const void* of, int64_t row, int rows, int64_t column) {
+    static_cast<const Epilogue*>(of)->prefetch(row, rows, column);
   };
 }
 template <class T, class Epilogue>
-typename AnyEpilogue<T>::FindTarget find_target_tile(long) {
+typename AnyEpilogue<T>::Prefetch find_prefetch(long) {
+  return nullptr;
+}
+template <class T, class Epilogue>
+auto find_target_panel(int) -> decltype(static_cast<const Epilogue*>(nullptr)->target_panel(0, 0),
+                                        typename AnyEpilogue<T>::FindTarget{}) {
+  return [](const void* of, int64_t column, int columns) {
+    return static_cast<const Epilogue*>(of)->target_panel(column, columns);
+  };
+}
+template <class T, class Epilogue>
+typename AnyEpilogue<T>::FindTarget find_target_panel(long) {
   return nullptr;
 }
 
@@ -109,10 +122,7 @@ AnyEpilogue<T> any_epilogue(const Epilogue& epilogue) {
           [](const void* of, const T* tile, int64_t row, int rows, int64_t column, int columns) {
             (*static_cast<const Epilogue*>(of))(tile, row, rows, column, columns);
           },
-          [](const void* of, int64_t row, int rows, int64_t column) {
-            prefetch_target(*static_cast<const Epilogue*>(of), row, rows, column, 0);
-          },
-          find_target_tile<T, Epilogue>(0)};
+          find_prefetch<T, Epilogue>(0), find_target_panel<T, Epilogue>(0)};
 }
 
 template <class T, class A, class B, class Epilogue>

@@ -48,6 +48,7 @@ class Gemm {
   static constexpr int R = tile_rows<T>;
   static constexpr int C = tile_columns<T>;
   static constexpr int64_t tile_elements = R * C;
+  using Target = decltype(target_panel<T>(*static_cast<const Epilogue*>(nullptr), 0, 0, 0));
   static constexpr int64_t max_splits = 16;
   static constexpr int64_t min_items = 8;
   // What is fetched ahead of A may take so much of the L2.
@@ -94,21 +95,34 @@ class Gemm {
     }
   }
 
+  // A block of B that need not be packed, or null: the micro-kernel reads whole vectors.
+  InPlace<T> b_in_place(int64_t j, int64_t depth, int64_t depths) const {
+    if (columns(j) < C) return {nullptr, 0, 0};
+    const InPlace<T> panel = in_place<T>(b_, j * C, C, depth, static_cast<int>(depths), 0);
+    return panel.row_stride == 1 ? panel : InPlace<T>{nullptr, 0, 0};
+  }
+
   // What will be packed after this: of the panel that is so many further on, from this depth on;
   // or -1.
   struct Next {
     int64_t panels, depth;
   };
-  // The packed panels of B of one pass.
+  // The panels of B of one pass: packed ones, `stride` apart, but for those of `direct` (unless
+  // that is null) that have data, which are read as they lie.
   struct Panels {
     const T* first;
     int64_t stride;
+    const InPlace<T>* direct;
     Next a, b;
+    InPlace<T> panel(int64_t j) const {
+      if (direct != nullptr && direct[j].data != nullptr) return direct[j];
+      return {first + j * stride, 1, C};
+    }
   };
-  // A part of K: is it added to sums that there are, is it all of it?
+  // A part of K: is it added to sums that there are, are they finished with it?
   struct Part {
     int64_t first, depths;
-    bool accumulate, whole;
+    bool accumulate, last;
   };
   // All micro-tiles of row panels [i0, i1) x column panels [j0, j1) over a part of K. The packed
   // panels of A lie at a; panels_of_b(d, depth) gives those of one pass. tile(i, j) is where sums
@@ -118,69 +132,78 @@ class Gemm {
                const PanelsOfB& panels_of_b, const Part& part, const Sums& tile,
                const Finished& finished) const {
     const int rows = static_cast<int>(i1 - i0), columns = static_cast<int>(j1 - j0);
+    Target targets[blocking.column_tiles];
     for (int64_t d = 0; d == 0 || d < part.depths; d += blocking.depth) {
       const int64_t depth = min64(blocking.depth, part.depths - d);
       const bool last = d + blocking.depth >= part.depths;
       const Panels b = panels_of_b(d, depth);
+      if (last && part.last)
+        for (int j = 0; j < columns; ++j)
+          targets[j] = target_panel<T>(epilogue_, (j0 + j) * C, this->columns(j0 + j), 0);
+      const int64_t share = ceil_div(depth, rows);
+      const Shares a_shares(b.a, k_, columns), b_shares(b.b, k_, rows);
+      int i = 0, j = 0;
       for (int t = 0; t < rows * columns; ++t) {
-        const int i = blocking.columns_inner ? t / columns : t % rows;
-        const int j = blocking.columns_inner ? t % columns : t / rows;
         const int64_t row_panel = i0 + i, column_panel = j0 + j;
-        const T* const panel_a = a + i * a_panel(part.depths) + d * R;
-        const T* const panel_b = b.first + j * b.stride;
-        if (!blocking.columns_inner && j + 1 < columns) {
-          const int64_t share = ceil_div(depth * C, rows);
-          prefetch(panel_b + b.stride + i * share, share);
-        }
-        if (b.b.depth >= 0) prefetch_columns(column_panel + b.b.panels, b.b.depth, i, rows);
-        if (b.a.depth >= 0) prefetch_rows(row_panel + b.a.panels, b.a.depth, j, columns);
+        const InPlace<T> panel_b = b.panel(j);
+        if (!blocking.columns_inner && j + 1 < columns)
+          prefetch_panel(b.panel(j + 1), i * share, min64(depth, (i + 1) * share));
+        if (b_shares.any(i)) prefetch_columns(column_panel + b.b.panels, b_shares, i);
+        if (a_shares.any(j)) prefetch_rows(row_panel + b.a.panels, a_shares, j);
         if (last)
           prefetch_target(epilogue_, rows_.first(row_panel), rows_.count(row_panel),
                           column_panel * C, 0);
-        Tile<T> target{nullptr, 0};
-        if (part.whole && last && d == 0)
-          target = target_tile<T>(epilogue_, rows_.first(row_panel), rows_.count(row_panel),
-                                  column_panel * C, this->columns(column_panel), 0);
-        const bool stored = target.data != nullptr;
-        if (!stored) target = {tile(row_panel, column_panel), C};
-        multiply(row_panel, column_panel, part.first + d, depth, panel_a, panel_b, target,
-                 part.accumulate || d > 0);
-        if (last && !stored) finished(target.data, row_panel, column_panel);
+        const bool put = last && part.last && targets[j].data != nullptr;
+        T* const sums = tile(row_panel, column_panel);
+        multiply(
+            row_panel, column_panel, part.first + d, depth, a + i * a_panel(part.depths) + d * R,
+            panel_b,
+            {sums, part.accumulate || d > 0, put ? &targets[j] : nullptr, rows_.first(row_panel)});
+        if (last && !put) finished(sums, row_panel, column_panel);
+        int& inner = blocking.columns_inner ? j : i;
+        int& outer = blocking.columns_inner ? i : j;
+        if (++inner == (blocking.columns_inner ? columns : rows)) inner = 0, ++outer;
       }
     }
   }
 
-  void multiply(int64_t i, int64_t j, int64_t k, int64_t depth, const T* a, const T* b,
-                Tile<T> target, bool accumulate) const {
+  void multiply(int64_t i, int64_t j, int64_t k, int64_t depth, const T* a, const InPlace<T>& b,
+                const Output<T, Target>& output) const {
     const int rows = rows_.count(i), columns = this->columns(j);
     InPlace<T> panel = in_place<T>(a_, rows_.first(i), rows, k, static_cast<int>(depth), 0);
     if (panel.data == nullptr) panel = {a, 1, R};
     if (panel.row_stride == 1)
-      find_micro_kernel<T>(rows, columns)(depth, panel.data, panel.depth_stride, b, target,
-                                          accumulate);
+      find_micro_kernel<T, Target>(rows, columns)(depth, panel.data, panel.depth_stride, b.data,
+                                                  b.depth_stride, output);
     else
-      find_micro_kernel_by_row<T>(rows, columns)(depth, panel.data, panel.row_stride, b, target,
-                                                 accumulate);
+      find_micro_kernel_by_row<T, Target>(rows, columns)(depth, panel.data, panel.row_stride,
+                                                         b.data, b.depth_stride, output);
   }
 
-  static void prefetch(const T* first, int64_t count) {
-    for (int64_t e = 0; e < count; e += 64 / static_cast<int64_t>(sizeof(T)))
-      __builtin_prefetch(first + e);
+  static void prefetch_panel(const InPlace<T>& b, int64_t first, int64_t past) {
+    for (int64_t d = first; d < past; ++d)
+      for (int64_t e = 0; e < C; e += 64 / static_cast<int64_t>(sizeof(T)))
+        __builtin_prefetch(b.data + d * b.depth_stride + e);
   }
   // While the sums of a tile run, one of so many shares of what a panel will be packed from.
-  void prefetch_columns(int64_t panel, int64_t depth, int share, int shares) const {
+  struct Shares {
+    int64_t depth, depths, each;
+    Shares(const Next& next, int64_t k, int shares)
+        : depth(next.depth),
+          depths(depth < 0 ? 0 : min64(blocking.depth, k - depth)),
+          each(ceil_div(depths, shares)) {}
+    bool any(int share) const { return share * each < depths; }
+    int64_t first(int share) const { return depth + share * each; }
+    int count(int share) const { return static_cast<int>(min64(each, depths - share * each)); }
+  };
+  void prefetch_columns(int64_t panel, const Shares& of, int share) const {
     if (panel >= column_panels_) return;
-    const int64_t depths = min64(blocking.depth, k_ - depth);
-    const int64_t first = share * depths / shares, past = (share + 1) * depths / shares;
-    prefetch_source<C>(b_, panel * C, columns(panel), depth + first, static_cast<int>(past - first),
-                       0);
+    prefetch_source<C>(b_, panel * C, columns(panel), of.first(share), of.count(share), 0);
   }
-  void prefetch_rows(int64_t panel, int64_t depth, int share, int shares) const {
+  void prefetch_rows(int64_t panel, const Shares& of, int share) const {
     if (panel >= rows_.panels) return;
-    const int64_t depths = min64(blocking.depth, k_ - depth);
-    const int64_t first = share * depths / shares, past = (share + 1) * depths / shares;
-    prefetch_source<R>(a_, rows_.first(panel), rows_.count(panel), depth + first,
-                       static_cast<int>(past - first), 0);
+    prefetch_source<R>(a_, rows_.first(panel), rows_.count(panel), of.first(share), of.count(share),
+                       0);
   }
   void emit(const T* tile, int64_t i, int64_t j) const {
     epilogue_(tile, rows_.first(i), rows_.count(i), j * C, columns(j));
@@ -243,6 +266,7 @@ class Gemm {
 
         const auto work = [&](int worker) {
           T* const own_tiles = scratch + worker * block_tiles * tile_elements;
+          InPlace<T> direct[blocking.column_tiles];
           for (int64_t item; (item = claim(next)) < items;) {
             if (item < b_items) {
               const int64_t j = j0 + item;
@@ -279,16 +303,21 @@ class Gemm {
               if (!own_b)
                 return {packed_b + (jb - j0) * b_panel(depths) + d * C,
                         b_panel(depths),
+                        nullptr,
                         {blocks_ahead * block, fetch_a ? k0 + d : -1},
                         {0, -1}};
               T* const own = packed_b + worker * column_tiles * b_panel(blocking.depth);
-              for (int64_t j = jb; j < je; ++j)
-                pack<C>(b_, own + (j - jb) * b_panel(depth), j * C, this->columns(j), k0 + d, depth,
-                        true);
-              if (d + depth < depths) return {own, b_panel(depth), {0, -1}, {0, k0 + d + depth}};
-              return {own, b_panel(depth), {0, -1}, {workers * column_tiles, k0}};
+              for (int64_t j = jb; j < je; ++j) {
+                direct[j - jb] = b_in_place(j, k0 + d, depth);
+                if (direct[j - jb].data == nullptr)
+                  pack<C>(b_, own + (j - jb) * b_panel(depth), j * C, this->columns(j), k0 + d,
+                          depth, true);
+              }
+              const Next next =
+                  d + depth < depths ? Next{0, k0 + d + depth} : Next{workers * column_tiles, k0};
+              return {own, b_panel(depth), direct, {0, -1}, next};
             };
-            compute(i0, i1, jb, je, a, panels_of_b, {k0, depths, k0 > 0, depths == k_}, tile,
+            compute(i0, i1, jb, je, a, panels_of_b, {k0, depths, k0 > 0, last_chunk}, tile,
                     finished);
             finish(done + row_block);
           }
@@ -338,7 +367,7 @@ class Gemm {
           };
           const auto panels_of_b = [&](int64_t, int64_t) -> Panels {
             const Next next{0, k0 + chunk < k_ ? k0 + chunk : -1};
-            return {b, b_panel(depths), next, next};
+            return {b, b_panel(depths), nullptr, next, next};
           };
           compute(0, rows_.panels, 0, column_panels_, a, panels_of_b,
                   {k0, depths, k0 > split * part, false}, tile, [](const T*, int64_t, int64_t) {});

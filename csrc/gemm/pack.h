@@ -16,19 +16,20 @@ namespace lamina {
 namespace LAMINA_ISA {
 namespace {
 
-// A block of A that can be read as it lies: element (i, d) at data[i * row_stride + d *
-// depth_stride], one of which is 1. An A that has such blocks offers
+// A block that can be read as it lies: element (i, d) at data[i * row_stride + d * depth_stride],
+// one of which is 1, for B the first. An operand that has such blocks offers
 //   InPlace<T> in_place(int64_t first, int count, int64_t depth, int depths) const
 // where `data` is null for those that must be packed; the others are neither packed nor `packed`.
+// Of A all are asked for, of B those of whole panels that one work item uses.
 template <class T>
 struct InPlace {
   const T* data;
   int64_t row_stride, depth_stride;
 };
 template <class T, class Operand>
-inline auto in_place(const Operand& a, int64_t first, int count, int64_t depth, int depths, int)
-    -> decltype(a.in_place(first, count, depth, depths)) {
-  return a.in_place(first, count, depth, depths);
+inline auto in_place(const Operand& operand, int64_t first, int count, int64_t depth, int depths,
+                     int) -> decltype(operand.in_place(first, count, depth, depths)) {
+  return operand.in_place(first, count, depth, depths);
 }
 template <class T, class Operand>
 inline InPlace<T> in_place(const Operand&, int64_t, int, int64_t, int, long) {
