@@ -330,7 +330,7 @@ def test_winograd_with_large_filters(algorithm, images, groups, backend):
 def test_gradients_of_images_beyond_what_is_staged_at_a_time(
     outs, groups, size, algorithm, backend
 ):
-    """More than the 8 MB of csrc/conv2d/segments.h: an image in strips, images in turns."""
+    """More than csrc/conv2d/segments.h has at a time: an image in strips, images in turns."""
     tensors = (
         torch.randn(2, 8, size, size, dtype=torch.float64),
         torch.randn(outs, 8 // groups, 3, 3, dtype=torch.float64, requires_grad=True),

@@ -10,7 +10,7 @@ import lamina
 from lamina.functional import conv2d
 
 # (input, weight, options): more images than shares, rows that the shares divide unevenly, parts
-# that end within a vector or a lane set, an image in strips, a single share.
+# that end within a vector or a lane set, an image in strips, a single share, in turns too.
 CALLS = {
     "winograd": ((9, 20, 12, 13), (37, 20, 3, 3), {"padding": 1, "algorithm": "winograd"}),
     "winograd, groups": ((11, 34, 9, 8), (6, 17, 3, 3), {"groups": 2, "algorithm": "winograd"}),
@@ -20,6 +20,7 @@ CALLS = {
     "dilation, groups": ((9, 12, 20, 11), (10, 6, 3, 2), {"dilation": 2, "groups": 2}),
     "depthwise": ((17, 21, 10, 14), (21, 1, 3, 3), {"padding": 1, "groups": 21}),
     "two images": ((2, 20, 14, 14), (24, 20, 3, 3), {"padding": 1}),
+    "a large gradient": ((3, 200, 22, 20), (230, 200, 3, 3), {"algorithm": "winograd"}),
     "more sums than pixels": ((3, 40, 4, 4), (48, 40, 3, 3), {"padding": 1}),
 }
 
