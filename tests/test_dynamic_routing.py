@@ -285,6 +285,19 @@ def test_module_rejects():
             )
 
 
+def test_a_weight_of_another_layout_is_refused():
+    """Where its shape fits all the same; what names no layout may come from anywhere."""
+    ours, other = (
+        lamina.DynamicRouting(6, 4, 5, 5, weight_layout=layout) for layout in ("oied", "oide")
+    )
+    with pytest.raises(RuntimeError, match=r"layout 'oide', as the metadata .* is 'oied'"):
+        ours.load_state_dict(other.state_dict())
+    ours.load_state_dict(dict(other.state_dict()))
+    ours.load_state_dict(torch.nn.ParameterDict({"weight": other.weight}).state_dict())
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        ours.load_state_dict(lamina.Linear(5, 5, bias=False).state_dict())
+
+
 def test_autocast_keeps_float32():
     u, weight = torch.randn(2, 6, 3), torch.randn(4, 6, 5, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):

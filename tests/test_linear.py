@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 
 import pytest
@@ -43,6 +44,42 @@ def test_in_out_weight_is_the_transpose():
     assert columns.weight.shape == (6, 4)
     x = torch.randn(5, 6)
     torch.testing.assert_close(columns(x), rows(x))
+
+
+def test_a_square_weight_of_the_other_layout_is_refused():
+    """By torch's metadata, since its shape does not tell; other shapes tell."""
+    rows, torchs = lamina.LinearReLU(4, 4), nn.Linear(4, 4)
+    columns = lamina.Linear(4, 4, weight_layout="in_out")
+    for ours, other in ((columns, rows), (columns, torchs), (rows, columns)):
+        before = ours.weight.detach().clone()
+        for strict in (True, False):
+            with pytest.raises(RuntimeError, match=r"weight is of layout '.*_.*', as the metadata"):
+                nn.Sequential(ours).load_state_dict(
+                    nn.Sequential(other).state_dict(), strict=strict
+                )
+        assert torch.equal(ours.weight, before)
+        turned = {**other.state_dict(), "weight": other.weight.t()}
+        ours.load_state_dict(turned, assign=True)
+        x = torch.randn(3, 4)
+        torch.testing.assert_close(
+            ours(x).relu(), other(x).relu(), msg="a plain dict is of the layer's layout"
+        )
+    torchs.load_state_dict(rows.state_dict())
+    rows.load_state_dict(torchs.state_dict())
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        lamina.Linear(4, 5, weight_layout="in_out").load_state_dict(nn.Linear(4, 5).state_dict())
+
+
+def test_a_state_dict_keeps_its_layout_in_a_file():
+    model, file = nn.Sequential(lamina.Linear(4, 4, weight_layout="in_out")), io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    copy.deepcopy(model).load_state_dict(saved)
+    with pytest.raises(RuntimeError, match=r"0\.weight is of layout 'in_out'"):
+        nn.Sequential(lamina.Linear(4, 4)).load_state_dict(saved)
+    del saved["0.weight"]
+    nn.Sequential(lamina.Linear(4, 4)).load_state_dict(saved, strict=False)
 
 
 def test_normal_initialisation_is_the_articles():

@@ -31,6 +31,7 @@ from lamina.layers.routing_pass import (
 )
 from lamina.layers.squash import check_squash
 from lamina.layers.squash import reference as squash_reference
+from lamina.layouts import LayoutInMetadata
 from lamina.spec import Spec
 
 
@@ -305,11 +306,12 @@ def _run(
     return v, couplings
 
 
-class DynamicRouting(nn.Module):
+class DynamicRouting(LayoutInMetadata):
     """A layer of `out_capsules` capsules of dimension `out_dim`, routed by agreement.
 
     Parameters: weight (in the shape of `weight_layout`, so that a state_dict of another
-    implementation fits; a layout without i is shared by the in-capsules), bias [O, E] with
+    implementation fits; a layout without i is shared by the in-capsules; a state_dict that names
+    another layout is refused: `lamina.layouts`), bias [O, E] with
     bias=True, prior [I, O] with prior=True: learned routing logits. The weight is drawn from
     N(0, init_std^2), in the order [O, I, E, D] whatever the layout; the bias starts at 0.1, as the
     authors' does, the prior at 0. The other options are those of `dynamic_routing`.
@@ -338,9 +340,13 @@ class DynamicRouting(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"o": out_capsules, "i": in_capsules, "e": out_dim, "d": in_dim}
-        names = ("out_capsules", "in_capsules", "out_dim", "in_dim")
-        for name, size in zip(names, sizes.values(), strict=True):
+        sizes = {
+            "out_capsules": out_capsules,
+            "in_capsules": in_capsules,
+            "out_dim": out_dim,
+            "in_dim": in_dim,
+        }
+        for name, size in sizes.items():
             if not isinstance(size, int) or isinstance(size, bool):
                 raise TypeError(f"DynamicRouting: {name} must be an int, got {size!r}")
             if size < 1:
@@ -363,19 +369,20 @@ class DynamicRouting(nn.Module):
             "scale": scale,
             "leaky": leaky,
         }
-        sizes["x"], sizes["1"] = out_capsules * out_dim, 1
-        try:
-            shape = [sizes[name] for name in weight_layout.replace("(oe)", "x")]
-        except KeyError:
-            shape = []  # oied_view says what a layout looks like.
         factory = {"device": device, "dtype": dtype}
-        self.weight = nn.Parameter(torch.empty(shape, **factory))
+        self.weight = nn.Parameter(torch.empty(self._weight_shape(weight_layout), **factory))
         oied_view("DynamicRouting", self.weight, weight_layout, out_capsules)
         shapes = {"bias": (out_capsules, out_dim), "prior": (in_capsules, out_capsules)}
         for name, wanted in (("bias", bias), ("prior", prior)):
             parameter = nn.Parameter(torch.empty(shapes[name], **factory)) if wanted else None
             self.register_parameter(name, parameter)
         self.reset_parameters()
+
+    def _weight_shape(self, layout: str) -> list[int]:
+        ins, outs, in_dim, out_dim = self.in_capsules, self.out_capsules, self.in_dim, self.out_dim
+        sizes = {"o": outs, "i": ins, "e": out_dim, "d": in_dim, "x": outs * out_dim, "1": 1}
+        # What is no layout gets some shape too: oied_view says what a layout looks like.
+        return [sizes.get(name, 0) for name in layout.replace("(oe)", "x")]
 
     def reset_parameters(self) -> None:
         """Draw a new weight; bias and prior go back to where they start."""

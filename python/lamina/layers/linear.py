@@ -32,6 +32,7 @@ from lamina.backends import below, choice, choose, kernels, wants_grad
 from lamina.checks import autocast_dtype, cast, check_alike, check_bias, check_floating
 from lamina.double_backward import partial_gradients
 from lamina.fakes import fake, flops
+from lamina.layouts import LayoutInMetadata
 from lamina.modules import MULTIPLIES_BF16
 from lamina.spec import FLOATS, Spec
 
@@ -225,12 +226,18 @@ def linear(
     return after(output) if after else output
 
 
-class Linear(nn.Linear):
+class Linear(LayoutInMetadata, nn.Linear):
     """`torch.nn.Linear` and the activation after it, as one layer.
 
     The arguments, the initialisation and the state_dict (weight, bias) are nn.Linear's; a weight
     of layout "in_out" is the transpose. See `linear` for activations, shapes and errors.
+
+    load_state_dict raises RuntimeError for a weight of the other layout: by its shape, and where it
+    is square by the metadata of the state_dict (`lamina.layouts`). Metadata that names no layout is
+    nn.Linear's, and so "out_in".
     """
+
+    _unnamed_layout = "out_in"
 
     def __init__(
         self,
@@ -257,14 +264,17 @@ class Linear(nn.Linear):
         self.out_features = out_features
         self.activation = activation
         self.weight_layout = weight_layout
-        shape = (out_features, in_features)
-        shape = shape if weight_layout == "out_in" else shape[::-1]
+        shape = self._weight_shape(weight_layout)
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         if bias:
             self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
         self.reset_parameters()
+
+    def _weight_shape(self, layout: str) -> list[int]:
+        shape = [self.out_features, self.in_features]
+        return shape if layout == "out_in" else shape[::-1]
 
     def reset_parameters(self, init: str = "uniform") -> None:
         """Draw new parameters: "uniform" as nn.Linear does, "normal" as the articles do.
