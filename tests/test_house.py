@@ -13,7 +13,14 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 import lamina
 from lamina import modules
-from lamina.functional import conv2d, dynamic_routing, linear, squash, threshold_relu
+from lamina.functional import (
+    conv2d,
+    dynamic_routing,
+    linear,
+    routing_pass,
+    squash,
+    threshold_relu,
+)
 from lamina.spec import specs
 
 
@@ -374,9 +381,17 @@ def test_initialisation_can_be_skipped(layer, arguments):
 def test_layers_tell_shapes_on_the_meta_device():
     with torch.device("meta"):
         model = torch.nn.Sequential(
-            lamina.ConvBatchNormReLU2d(3, 64, 3), lamina.LinearReLU(30, 512)
+            lamina.ConvBatchNormReLU2d(3, 64, 3),
+            lamina.LinearReLU(30, 512),
+            lamina.ThresholdReLU(),
+            torch.nn.Flatten(2),
+            lamina.Squash(),
+            lamina.DynamicRouting(64, 10, 30 * 512, 16),
         )
-        assert model(torch.empty(64, 3, 32, 32)).shape == (64, 64, 30, 512)
+        capsules = model(torch.empty(64, 3, 32, 32))
+        assert capsules.shape == (64, 10, 16)
+        weight = torch.empty(5, 10, 8, 16)
+        assert routing_pass(capsules, weight, prior=torch.empty(10, 5)).shape == (64, 5, 8)
 
 
 def test_every_spec_is_complete():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 
@@ -48,6 +50,13 @@ def autocast_dtype(tensor: torch.Tensor) -> torch.dtype | None:
     # Devices such as meta have no autocast, and torch raises where asked whether it is on.
     enabled = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if enabled else None
+
+
+def without_autocast(tensor: torch.Tensor) -> AbstractContextManager:
+    """Within it, autocast lowers nothing on this tensor's device."""
+    kind = tensor.device.type
+    available = torch.amp.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if available else nullcontext()
 
 
 def cast(tensor: object, dtype: torch.dtype) -> object:

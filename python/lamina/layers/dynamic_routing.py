@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lamina.backends import choose, kernels, wants_grad
+from lamina.checks import without_autocast
 from lamina.double_backward import partial_gradients
 from lamina.fakes import fake, flops
 from lamina.layers.routing_pass import (
@@ -119,7 +120,7 @@ def reference(
         weight_layout, out_capsules,
     )  # fmt: skip
     options = Options(iterations, coupling_dim, detach_votes, leaky, accumulate, scale, squash, eps)
-    with torch.autocast(u.device.type, enabled=False):
+    with without_autocast(u):
         v, couplings = route(*tensors, options)
     return (v.to(dtype), couplings.to(dtype)) if return_couplings else v.to(dtype)
 
@@ -294,7 +295,7 @@ def _run(
     chosen = choose(SPEC, backend, tensors, options)
     u, weight, *others = tensors
     if chosen == "reference":
-        with torch.autocast(u.device.type, enabled=False):
+        with without_autocast(u):
             return route(*tensors, options)
     tensors = (u, weight, *dense(*others))
     if wants_grad(*tensors[:4]):

@@ -19,7 +19,13 @@ import torch
 from torch import Tensor
 
 from lamina.backends import choose, kernels, wants_grad
-from lamina.checks import autocast_dtype, cast, check_alike, check_floating
+from lamina.checks import (
+    autocast_dtype,
+    cast,
+    check_alike,
+    check_floating,
+    without_autocast,
+)
 from lamina.double_backward import partial_gradients
 from lamina.fakes import fake, flops
 from lamina.spec import Spec
@@ -214,7 +220,7 @@ def reference(
         "routing_pass", u, weight, ("v", v), prior, mask, coupling_dim, scale, weight_layout,
         out_capsules,
     )  # fmt: skip
-    with torch.autocast(u.device.type, enabled=False):
+    with without_autocast(u):
         return step(*tensors, coupling_dim, leaky, scale).to(dtype)
 
 
@@ -343,7 +349,7 @@ def routing_pass(
     chosen = choose(SPEC, backend, tensors, options)
     u, weight, *others = tensors
     if chosen == "reference":
-        with torch.autocast(u.device.type, enabled=False):
+        with without_autocast(u):
             return step(*tensors, *options).to(dtype)
     tensors = (u, weight, *dense(*others))
     if wants_grad(*tensors[:4]):
