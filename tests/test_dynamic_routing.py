@@ -353,6 +353,19 @@ def test_margin_loss():
             MarginLoss()(lengths, target)
     with pytest.raises(ValueError, match="target is on meta and lengths on cpu"):
         MarginLoss()(lengths, many.to("meta"))
+    for wrong, got in (([0, 3], "0 to 3"), ([-1, 1], "-1 to 1")):
+        with pytest.raises(ValueError, match=f"class numbers must be from 0 to 2, got {got}"):
+            MarginLoss()(lengths, torch.tensor(wrong))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_margin_loss_compiles_and_maps(reduction):
+    loss, lengths, target = MarginLoss(reduction=reduction), torch.rand(5, 3), torch.arange(5) % 3
+    expected = loss(lengths, target)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(lengths, target), expected)
+    mapped = torch.func.vmap(lambda v, t: loss(v[None], t[None]))(lengths, target)
+    torch.testing.assert_close(mapped.mean() if reduction == "mean" else mapped[:, 0], expected)
 
 
 def test_capsnet_is_the_papers():

@@ -37,7 +37,9 @@ class MarginLoss(nn.Module):
         """The loss of capsule lengths [B, O].
 
         target: class numbers [B] (int64), or [B, O] with 1 for every class that is present.
-        Raises ValueError where shapes or devices do not fit, TypeError where types do not.
+        Raises ValueError where shapes, devices or class numbers do not fit, TypeError where types
+        do not. Class numbers that do not fit are torch's assertion on a GPU and in compiled code;
+        under vmap, which looks at no values, they stand for no class.
         """
         check_floating("MarginLoss", "lengths", lengths)
         if lengths.dim() != 2:
@@ -57,12 +59,24 @@ class MarginLoss(nn.Module):
         if target.dim() == 1:
             if target.dtype != torch.int64:
                 raise TypeError(f"MarginLoss: class numbers must be int64, got {target.dtype}")
-            target = F.one_hot(target, lengths.shape[1])
+            target = self._one_hot(target, lengths.shape[1])
         present = target.to(lengths.dtype)
         missed = F.relu(self.positive - lengths).square()
         spurious = F.relu(lengths - self.negative).square()
         loss = (present * missed + self.absent_weight * (1 - present) * spurious).sum(1)
         return {"mean": loss.mean, "sum": loss.sum, "none": lambda: loss}[self.reduction]()
+
+    @staticmethod
+    def _one_hot(target: Tensor, classes: int) -> Tensor:
+        try:
+            return F.one_hot(target, classes)
+        except RuntimeError:
+            least, most = target.aminmax()
+            if least >= 0 and most < classes:
+                raise
+            raise ValueError(
+                f"MarginLoss: class numbers must be from 0 to {classes - 1}, got {least} to {most}"
+            ) from None
 
     def extra_repr(self) -> str:
         return (
