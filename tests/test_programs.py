@@ -107,6 +107,15 @@ def test_jit_trace_with_gradients():
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("layer", [lamina.LinearReLU(8, 8), lamina.Conv2dReLU(1, 2, 1)])
+def test_jit_trace_of_small_calls(layer):
+    """They are ATen's; with and without gradients torch.jit.trace has to see the same ops."""
+    x = torch.randn(1, 8, 8)
+    traced = torch.jit.trace(layer, x)
+    torch.testing.assert_close(traced(x), layer(x))
+
+
 def test_onnx_export_is_given_plain_torch(monkeypatch):
     """The exporter, which has no words for Lamina's ops, goes through torch.export."""
     model = torch.nn.Sequential(lamina.LinearReLU(96, 64), lamina.Squash())

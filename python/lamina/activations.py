@@ -25,8 +25,11 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor, float], Tensor], float]] = {
 
 
 def _relu(z: Tensor) -> Tensor:
-    """relu of a fresh tensor; in place where no graph holds it."""
-    return torch.relu(z) if z.requires_grad else torch.relu_(z)
+    """relu of a fresh tensor; in place where no graph holds it.
+
+    torch.jit.trace compares what it records with and without gradients.
+    """
+    return torch.relu(z) if z.requires_grad or torch.jit.is_tracing() else torch.relu_(z)
 
 
 # How ATen finishes a small product, whose result is fresh: name -> function, None for nothing.
