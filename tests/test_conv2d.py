@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import lamina
+from lamina.backends import kernels
 from lamina.functional import col2im, conv2d, im2col
 from lamina.layers.conv2d import SPEC
 from lamina.layers.conv2d_call import Options
@@ -186,11 +188,57 @@ def test_layer_hands_on_its_algorithm():
     [
         ({"activation": "rleu"}, "Conv2d: activation is 'rleu'; the fused ones"),
         ({"algorithm": "fft"}, "Conv2d: algorithm is 'fft'; it must be one of"),
+        ({"in_channels": 0}, "Conv2d: in_channels must be at least 1, got 0"),
+        ({"out_channels": -4}, "Conv2d: out_channels must be at least 1, got -4"),
+        ({"kernel_size": 0}, "Conv2d: kernel_size must be at least 1, got 0"),
+        ({"kernel_size": (3, 3, 3)}, "Conv2d: kernel_size must be an int or two ints, got"),
+        ({"stride": (1, 0)}, r"Conv2d: stride must be at least 1, got \(1, 0\)"),
+        ({"dilation": -2}, "Conv2d: dilation must be at least 1, got -2"),
+        ({"padding": -1}, "Conv2d: padding must be at least 0, got -1"),
+        ({"padding": "sane"}, "Invalid padding string 'sane'"),
+        ({"groups": 0}, "Conv2d: groups must be at least 1, got 0"),
+        ({"groups": 2}, "Conv2d: groups must divide in_channels 3 and out_channels 4, got 2"),
+        ({"groups": 3}, "Conv2d: groups must divide in_channels 3 and out_channels 4, got 3"),
     ],
 )
 def test_bad_construction(options, match):
     with pytest.raises(ValueError, match=match):
-        lamina.Conv2d(3, 4, 3, **options)
+        lamina.Conv2d(**{"in_channels": 3, "out_channels": 4, "kernel_size": 3, **options})
+
+
+@pytest.mark.parametrize("name", ["out_channels", "kernel_size", "stride", "padding", "groups"])
+def test_construction_takes_ints_only(name):
+    for value in (2.0, "2", None):
+        with pytest.raises((TypeError, ValueError), match=name if value != "2" else "2"):
+            lamina.Conv2d(**{"in_channels": 3, "out_channels": 4, "kernel_size": 3, name: value})
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_construction_takes_all_that_torch_takes(mode):
+    """numpy's ints, which np.prod gives; one number in a list; and, but for zeros, cutting off."""
+    x, two = torch.randn(32, 4, 16, 16), np.int64(2)
+    options = {"stride": two, "dilation": (two, 1), "groups": two, "padding_mode": mode}
+    for padding in [two, (1, two), "valid", (0, -1)][: 3 + (mode == "reflect")]:
+        theirs = torch.nn.Conv2d(4, np.int64(8), [two, 3], padding=padding, **options)
+        ours = lamina.Conv2d(4, np.int64(8), [two, 3], padding=padding, **options)
+        ours.load_state_dict(theirs.state_dict())
+        torch.testing.assert_close(ours(x), theirs(x))
+    assert lamina.Conv2d(4, 8, [3], padding=[1])(x).shape == (32, 8, 16, 16)
+
+
+def test_no_channels_are_refused(backend):
+    """ATen's result then has as many channels as the input: none."""
+    x, weight = torch.randn(2, 0, 8, 8), torch.randn(5, 0, 3, 3)
+    with pytest.raises(ValueError, match=r"input of shape \(2, 0, 8, 8\) channels and pixels"):
+        conv2d(x, weight)
+    with lamina.use_backend(None), pytest.raises(ValueError, match="channels and pixels"):
+        conv2d(x, weight)
+    if backend != "reference":
+        geometry = ([1, 1], [0, 0], [1, 1], 1)
+        with pytest.raises((RuntimeError, ValueError), match="groups"):
+            kernels("conv2d", backend).forward(
+                x, weight, None, None, *geometry, "none", 0.0, "auto", False, False
+            )
 
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "circular"])

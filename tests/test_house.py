@@ -7,6 +7,7 @@ import sys
 import threading
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
@@ -376,6 +377,17 @@ def test_initialisation_can_be_skipped(layer, arguments):
     """skip_init asks the signature for `device`."""
     made = torch.nn.utils.skip_init(layer, *arguments, dtype=torch.float64)
     assert made.weight.dtype == torch.float64
+
+
+def test_layers_take_numpys_ints():
+    """np.prod of a shape is one; torch's layers take them."""
+    eight, three = np.prod([2, 4]), np.int64(3)
+    x = torch.randn(2, 8)
+    assert lamina.Linear(eight, three)(x).shape == (2, 3)
+    assert lamina.models.MLP(eight, [three], 5)(x).shape == (2, 5)
+    routing = lamina.DynamicRouting(eight, three, 1, 4, iterations=three)
+    assert routing(x.unsqueeze(2)).shape == (2, 3, 4)
+    assert type(routing.iterations) is int
 
 
 def test_layers_tell_shapes_on_the_meta_device():

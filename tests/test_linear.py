@@ -94,7 +94,7 @@ def test_normal_initialisation_is_the_articles():
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
-        ((-1, 2), ValueError, "in_features must not be negative, got -1"),
+        ((-1, 2), ValueError, "in_features must be at least 0, got -1"),
         ((2, 1.5), TypeError, "out_features must be an int, got 1.5"),
         ((2, 3, True, "reul"), ValueError, "activation is 'reul'"),
         ((2, 3, True, None, "io"), ValueError, "weight_layout is 'io'"),

@@ -104,7 +104,7 @@ def check_conv2d(
     outs, _, *kernel = weight.shape
     _demand(groups > 0 and outs > 0 and outs % groups == 0, "groups", "divide the filters")
     _alike("weight", weight, input, outs, input.size(1) // groups, *kernel)
-    _demand(input.size(1) % groups == 0, "groups", "divide the channels")
+    _demand(input.size(1) > 0 and input.size(1) % groups == 0, "groups", "divide the channels")
     stride, padding, dilation = windows
     sizes = positions(input.shape[2:], kernel, dilation, padding, stride)
     fits = min(kernel) > 0 and min(sizes) > 0

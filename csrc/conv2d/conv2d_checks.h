@@ -28,7 +28,7 @@ inline void check_conv2d(const Tensor& input, const Tensor& weight,
   check_pair("conv2d: padding", padding, 0);
   check_pair("conv2d: dilation", dilation, 1);
   STD_TORCH_CHECK(groups > 0 && input.size(1) == weight.size(1) * groups &&
-                      weight.size(0) % groups == 0 && weight.size(0) > 0,
+                      weight.size(0) % groups == 0 && weight.size(0) > 0 && weight.size(1) > 0,
                   "conv2d: input ", shown(input.sizes()), " and weight ", shown(weight.sizes()),
                   " do not fit in ", groups, " groups");
   for (int d : {0, 1}) {

@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
+import operator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+
+
+def index(value: object) -> int | None:
+    """An int: Python's or numpy's, which np.prod gives. None for anything else."""
+    if type(value) is int:
+        return value
+    if isinstance(value, (bool, torch.Tensor)):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def as_int(op: str, name: str, value: object, least: int) -> int:
+    """The argument as an int; TypeError if it is none, ValueError below `least`."""
+    number = index(value)
+    if number is None:
+        raise TypeError(f"{op}: {name} must be an int, got {value!r}")
+    if number < least:
+        raise ValueError(f"{op}: {name} must be at least {least}, got {number}")
+    return number
 
 
 def check_floating(op: str, name: str, tensor: object) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lamina.checks import index
+
 Pair = int | Sequence[int]
 
 
 def as_pair(op: str, name: str, value: object, least: int) -> list[int]:
     """The vertical and the horizontal one of an argument that may be one number for both."""
-    values = [value, value] if isinstance(value, int) else value
-    if not isinstance(values, (tuple, list)) or not all(
-        isinstance(v, int) and not isinstance(v, bool) for v in values
-    ):
+    values = [index(v) for v in (value if isinstance(value, (tuple, list)) else [value])]
+    if None in values:
         raise TypeError(f"{op}: {name} must be an int or two ints, got {value!r}")
-    values = list(values) * 2 if len(values) == 1 else list(values)
+    values = values * 2 if len(values) == 1 else values
     if len(values) != 2:
         raise ValueError(f"{op}: {name} must be an int or two ints, got {value!r}")
     if min(values) < least:

@@ -121,8 +121,8 @@ def bad_inputs(device: torch.device) -> Iterator[BadInput]:
     yield bad("2-D input", r"must be \[N, C, H, W\]", ones(5, 5), w)
     yield bad("3-D weight", "weight must have 4 dimensions", x, ones(4, 3, 3))
     yield bad("bias size", r"bias must have shape \(4,\).*\(3,\)", x, w, ones(3))
-    yield bad("groups", "groups must be positive and divide the 4", groups=3)
-    yield bad("no groups", "groups must be positive", groups=0)
+    yield bad("groups", "groups must divide the 4", groups=3)
+    yield bad("no groups", "groups must be at least 1, got 0", groups=0)
     yield bad("groups type", "groups must be an int", groups=1.0, error=TypeError)
     for other in (True, torch.tensor(1)):  # torch takes a tensor of one number for an int
         yield bad(f"groups {other!r}", "groups must be an int, got", groups=other, error=TypeError)

@@ -50,7 +50,11 @@ def bad_routing(op: str, device: torch.device) -> Iterator[BadInput]:
         ("layout", "does not have the layout '1oied'", {"weight_layout": "1oied"}),
         ("merged layout", "needs out_capsules", {"weight_layout": "1(oe)di"}),
         ("merged, 2", "size 3, got 2", {"weight_layout": "1(oe)di", "out_capsules": 2}),
-        ("merged, -3", "size 3, got -3", {"weight_layout": "1(oe)di", "out_capsules": -3}),
+        (
+            "merged, -3",
+            "out_capsules must be at least 1, got -3",
+            {"weight_layout": "1(oe)di", "out_capsules": -3},
+        ),
         ("size one", "does not have the layout '1oed'", {"weight_layout": "1oed"}),
         ("out-capsules", "out_capsules is 7, and the weight .* has 5", {"out_capsules": 7}),
         ("coupling_dim", "coupling_dim is 'o'; it must be", {"coupling_dim": "o"}),

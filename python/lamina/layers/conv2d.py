@@ -21,7 +21,7 @@ from torch.compiler import is_exporting
 
 from lamina.activations import FINISH, Activation, parse_activation
 from lamina.backends import below, choice, choose, kernels, wants_grad
-from lamina.checks import autocast_dtype, cast
+from lamina.checks import as_int, autocast_dtype, cast
 from lamina.layers.conv2d_call import Conv2dFunction, Options, reference
 from lamina.layers.conv2d_checks import (
     WINOGRAD,
@@ -61,7 +61,8 @@ def _small(
         outs, _, _, _ = weight.shape
         if (
             is_exporting()
-            or input.numel() * outs >= _SMALL
+            # Without input channels ATen's result has no channels either.
+            or not 0 < input.numel() * outs < _SMALL
             or not (input.is_cpu and weight.is_cpu and (bias is None or bias.is_cpu))
             or input.dtype not in _FLOATS
             or type(groups) is not int
@@ -121,6 +122,7 @@ def conv2d(
     if isinstance(input, Tensor) and (low := autocast_dtype(input)) is not None:
         input, weight, bias = cast(input, low), cast(weight, low), cast(bias, low)
         residual = cast(residual, low)
+    groups = as_int("conv2d", "groups", groups, 1)
     check_shapes(input, weight, bias, groups)
     check_algorithm("conv2d", algorithm)
     stride = as_pair("conv2d", "stride", stride, 1)

@@ -13,7 +13,7 @@ ALGORITHMS = ("auto", "im2col", "winograd", "winograd4")
 WINOGRAD = ("winograd", "winograd4")
 
 
-def check_shapes(input: Tensor, weight: Tensor, bias: Tensor | None, groups: object) -> None:
+def check_shapes(input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
     check_floating("conv2d", "input", input)
     check_floating("conv2d", "weight", weight)
     if weight.dim() != 4:
@@ -22,13 +22,11 @@ def check_shapes(input: Tensor, weight: Tensor, bias: Tensor | None, groups: obj
         raise ValueError(
             f"conv2d: input must be [N, C, H, W] or [C, H, W], got shape {tuple(input.shape)}"
         )
-    if not isinstance(groups, int) or isinstance(groups, bool):
-        raise TypeError(f"conv2d: groups must be an int, got {groups!r}")
     outs, ins = weight.shape[0], weight.shape[1] * groups
-    if groups < 1 or outs % groups:
+    if outs % groups:
         raise ValueError(
-            f"conv2d: groups must be positive and divide the {outs} out_channels of the weight of "
-            f"shape {tuple(weight.shape)}, got {groups}"
+            f"conv2d: groups must divide the {outs} out_channels of the weight of shape "
+            f"{tuple(weight.shape)}, got {groups}"
         )
     if input.shape[-3] != ins:
         raise ValueError(
@@ -91,10 +89,10 @@ def check_sizes(tensors: tuple[Tensor | None, ...], options: Options, batched: b
             f"conv2d: algorithm {options.algorithm!r} needs a 3x3 kernel, stride 1 and dilation 1, "
             f"got kernel of size {kernel}, stride {options.stride} and dilation {options.dilation}"
         )
-    if 0 in (weight.shape[0], *kernel, *input.shape[2:]):
+    if 0 in (*weight.shape, *input.shape[1:]):
         raise ValueError(
             f"conv2d: weight of shape {tuple(weight.shape)} must have filters of at least 1x1, and "
-            f"input of shape {tuple(input.shape)} pixels"
+            f"input of shape {tuple(input.shape)} channels and pixels"
         )
     sizes = options.output_sizes(input, weight)
     if min(sizes) < 1:

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamina.activations import Activation, parse_activation
+from lamina.checks import as_int
 from lamina.layers.conv2d import conv2d
 from lamina.layers.conv2d_checks import check_algorithm, is_channels_last
-from lamina.windows import Pair
+from lamina.windows import Pair, as_pair
 
 torch.fx.wrap("conv2d")
 
@@ -51,6 +52,20 @@ class Conv2d(nn.Conv2d):
     ) -> None:
         parse_activation("Conv2d", activation)
         check_algorithm("Conv2d", algorithm)
+        in_channels = as_int("Conv2d", "in_channels", in_channels, 1)
+        out_channels = as_int("Conv2d", "out_channels", out_channels, 1)
+        groups = as_int("Conv2d", "groups", groups, 1)
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"Conv2d: groups must divide in_channels {in_channels} and out_channels "
+                f"{out_channels}, got {groups}"
+            )
+        kernel_size = as_pair("Conv2d", "kernel_size", kernel_size, 1)
+        stride = as_pair("Conv2d", "stride", stride, 1)
+        dilation = as_pair("Conv2d", "dilation", dilation, 1)
+        # Less than none, as F.pad has it, cuts off; torch knows which words are paddings.
+        if padding_mode == "zeros" and not isinstance(padding, str):
+            padding = as_pair("Conv2d", "padding", padding, 0)
         super().__init__(
             in_channels,
             out_channels,

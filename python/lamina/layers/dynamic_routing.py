@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lamina.backends import choose, kernels, wants_grad
-from lamina.checks import without_autocast
+from lamina.checks import as_int, without_autocast
 from lamina.double_backward import partial_gradients
 from lamina.fakes import fake, flops
 from lamina.layers.routing_pass import (
@@ -86,14 +86,6 @@ def route(
     return v, c.detach()
 
 
-def _check_options(op: str, iterations: object, squash: object, eps: object) -> None:
-    if not isinstance(iterations, int) or isinstance(iterations, bool):
-        raise TypeError(f"{op}: iterations must be an int, got {iterations!r}")
-    if iterations < 1:
-        raise ValueError(f"{op}: iterations must be at least 1, got {iterations}")
-    check_squash(op, "squash", squash, eps)
-
-
 def reference(
     u: Tensor,
     weight: Tensor,
@@ -114,7 +106,8 @@ def reference(
     out_capsules: int | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`route` on the arguments of `dynamic_routing`."""
-    _check_options("dynamic_routing", iterations, squash, eps)
+    iterations = as_int("dynamic_routing", "iterations", iterations, 1)
+    check_squash("dynamic_routing", "squash", squash, eps)
     tensors, dtype = routing_arguments(
         "dynamic_routing", u, weight, ("bias", bias), prior, mask, coupling_dim, scale,
         weight_layout, out_capsules,
@@ -267,7 +260,8 @@ def dynamic_routing(
     bfloat16 and float16 tensors in float32, which autocast does not lower. Raises ValueError where
     shapes, devices or names do not fit, TypeError where dtypes do not.
     """
-    _check_options("dynamic_routing", iterations, squash, eps)
+    iterations = as_int("dynamic_routing", "iterations", iterations, 1)
+    check_squash("dynamic_routing", "squash", squash, eps)
     tensors, dtype = routing_arguments(
         "dynamic_routing", u, weight, ("bias", bias), prior, mask, coupling_dim, scale,
         weight_layout, out_capsules,
@@ -341,26 +335,18 @@ class DynamicRouting(LayoutInMetadata):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        sizes = {
-            "out_capsules": out_capsules,
-            "in_capsules": in_capsules,
-            "out_dim": out_dim,
-            "in_dim": in_dim,
-        }
-        for name, size in sizes.items():
-            if not isinstance(size, int) or isinstance(size, bool):
-                raise TypeError(f"DynamicRouting: {name} must be an int, got {size!r}")
-            if size < 1:
-                raise ValueError(f"DynamicRouting: {name} must be at least 1, got {size}")
-        _check_options("DynamicRouting", iterations, squash, eps)
+        self.in_capsules = as_int("DynamicRouting", "in_capsules", in_capsules, 1)
+        self.out_capsules = as_int("DynamicRouting", "out_capsules", out_capsules, 1)
+        self.in_dim = as_int("DynamicRouting", "in_dim", in_dim, 1)
+        self.out_dim = as_int("DynamicRouting", "out_dim", out_dim, 1)
+        self.iterations = as_int("DynamicRouting", "iterations", iterations, 1)
+        check_squash("DynamicRouting", "squash", squash, eps)
         check_layout("DynamicRouting", weight_layout)
         if coupling_dim not in ("out", "in"):
             raise ValueError(
                 f"DynamicRouting: coupling_dim is {coupling_dim!r}; it must be 'out' or 'in'"
             )
-        self.in_capsules, self.out_capsules = in_capsules, out_capsules
-        self.in_dim, self.out_dim = in_dim, out_dim
-        self.iterations, self.weight_layout, self.init_std = iterations, weight_layout, init_std
+        self.weight_layout, self.init_std = weight_layout, init_std
         self.options = {
             "coupling_dim": coupling_dim,
             "detach_votes": detach_votes,
@@ -372,8 +358,11 @@ class DynamicRouting(LayoutInMetadata):
         }
         factory = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(self._weight_shape(weight_layout), **factory))
-        oied_view("DynamicRouting", self.weight, weight_layout, out_capsules)
-        shapes = {"bias": (out_capsules, out_dim), "prior": (in_capsules, out_capsules)}
+        oied_view("DynamicRouting", self.weight, weight_layout, self.out_capsules)
+        shapes = {
+            "bias": (self.out_capsules, self.out_dim),
+            "prior": (self.in_capsules, self.out_capsules),
+        }
         for name, wanted in (("bias", bias), ("prior", prior)):
             parameter = nn.Parameter(torch.empty(shapes[name], **factory)) if wanted else None
             self.register_parameter(name, parameter)

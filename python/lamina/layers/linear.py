@@ -29,7 +29,7 @@ from lamina.activations import (
     parse_activation,
 )
 from lamina.backends import below, choice, choose, kernels, wants_grad
-from lamina.checks import autocast_dtype, cast, check_alike, check_bias, check_floating
+from lamina.checks import as_int, autocast_dtype, cast, check_alike, check_bias, check_floating
 from lamina.double_backward import partial_gradients
 from lamina.fakes import fake, flops
 from lamina.layouts import LayoutInMetadata
@@ -250,18 +250,13 @@ class Linear(LayoutInMetadata, nn.Linear):
         dtype: torch.dtype | None = None,
     ) -> None:
         nn.Module.__init__(self)  # nn.Linear's draws a weight of its own layout
-        for name, value in (("in_features", in_features), ("out_features", out_features)):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"Linear: {name} must be an int, got {value!r}")
-            if value < 0:
-                raise ValueError(f"Linear: {name} must not be negative, got {value}")
+        self.in_features = as_int("Linear", "in_features", in_features, 0)
+        self.out_features = as_int("Linear", "out_features", out_features, 0)
         if weight_layout not in ("out_in", "in_out"):
             raise ValueError(
                 f"Linear: weight_layout is {weight_layout!r}; it must be 'out_in' or 'in_out'"
             )
         parse_activation("Linear", activation)
-        self.in_features = in_features
-        self.out_features = out_features
         self.activation = activation
         self.weight_layout = weight_layout
         shape = self._weight_shape(weight_layout)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lamina.backends import choose, kernels, wants_grad
 from lamina.checks import (
+    as_int,
     autocast_dtype,
     cast,
     check_alike,
@@ -90,8 +91,8 @@ def oied_view(op: str, weight: Tensor, layout: str, out_capsules: int | None) ->
     is one dimension that holds out-capsules and their dimensions, for `out_capsules` of them.
     """
     check_layout(op, layout)
-    if out_capsules is not None and type(out_capsules) is not int:
-        raise TypeError(f"{op}: out_capsules must be an int, got {out_capsules!r}")
+    if out_capsules is not None:
+        out_capsules = as_int(op, "out_capsules", out_capsules, 1)
     names = layout.replace("(oe)", "x").replace("1", "")
     letters = "".join(sorted(names.replace("x", "oe")))
     if letters not in ("deio", "deo"):
@@ -111,7 +112,7 @@ def oied_view(op: str, weight: Tensor, layout: str, out_capsules: int | None) ->
             weight = weight.squeeze(position)
     if "x" in names:
         position = names.index("x")
-        if not out_capsules or out_capsules < 0 or weight.shape[position] % out_capsules:
+        if out_capsules is None or weight.shape[position] % out_capsules:
             raise ValueError(
                 f"{op}: a weight of layout {layout!r} needs out_capsules, a divisor of its "
                 f"dimension of size {weight.shape[position]}, got {out_capsules}"

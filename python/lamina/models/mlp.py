@@ -28,7 +28,7 @@ class MLP(nn.Sequential):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if not isinstance(hidden, Sequence) or not all(isinstance(width, int) for width in hidden):
+        if not isinstance(hidden, Sequence) or isinstance(hidden, str):
             raise TypeError(f"MLP: hidden must be a sequence of ints, got {hidden!r}")
         widths = (in_features, *hidden, out_features)
         activations = [activation] * len(hidden) + [None]
