@@ -116,6 +116,26 @@ def test_jit_trace_of_small_calls(layer):
     torch.testing.assert_close(traced(x), layer(x))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lamina.LinearReLU(6, 7),
+        lamina.Conv2dReLU(3, 4, 3),
+        lamina.ConvBatchNormReLU2d(3, 4, 3),
+        lamina.ThresholdReLU(),
+        lamina.Squash(),
+        lamina.DynamicRouting(6, 3, 4, 5),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_jit_script_says_what_to_do_instead(layer):
+    """Wherever in the model the layer is."""
+    match = f"cannot compile {type(layer).__name__}, .* record the model with torch.jit.trace"
+    with pytest.raises(NotImplementedError, match=match):
+        torch.jit.script(torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Sequential(layer)))
+
+
 def test_onnx_export_is_given_plain_torch(monkeypatch):
     """The exporter, which has no words for Lamina's ops, goes through torch.export."""
     model = torch.nn.Sequential(lamina.LinearReLU(96, 64), lamina.Squash())

@@ -18,6 +18,7 @@ from lamina.backends import choose, kernels, wants_grad
 from lamina.checks import check_floating
 from lamina.double_backward import partial_gradients
 from lamina.fakes import fake
+from lamina.scripting import refuse_scripting
 from lamina.spec import Spec
 
 
@@ -75,6 +76,8 @@ def swish(input: Tensor, slope: float = 1.0, *, backend: str | None = None) -> T
 
 class Swish(nn.Module):
     """The layer of `swish`."""
+
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(self, slope: float = 1.0) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ from lamina.activations import Activation, parse_activation
 from lamina.checks import as_int
 from lamina.layers.conv2d import conv2d
 from lamina.layers.conv2d_checks import check_algorithm, is_channels_last
+from lamina.scripting import refuse_scripting
 from lamina.windows import Pair, as_pair
 
 torch.fx.wrap("conv2d")
@@ -32,6 +33,8 @@ class Conv2d(nn.Conv2d):
     of `conv2d`, and so are shapes and errors. forward(input, residual) adds `residual` before the
     activation.
     """
+
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,

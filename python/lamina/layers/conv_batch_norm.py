@@ -16,6 +16,7 @@ from lamina.checks import autocast_dtype, cast
 from lamina.layers.conv2d_checks import check_residual
 from lamina.layers.conv2d_modules import Conv2d
 from lamina.layers.fold_batch_norm import fold_batch_norm
+from lamina.scripting import refuse_scripting
 
 torch.fx.wrap("fold_batch_norm")
 
@@ -33,6 +34,8 @@ class ConvBatchNorm2d(nn.Module):
     be missed. `conv` and `bn` are then not called as modules, and their hooks do not run. For
     inference with constant parameters, `folded()` gives the convolution once and for all.
     """
+
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,

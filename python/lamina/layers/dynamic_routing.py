@@ -33,6 +33,7 @@ from lamina.layers.routing_pass import (
 from lamina.layers.squash import check_squash
 from lamina.layers.squash import reference as squash_reference
 from lamina.layouts import LayoutInMetadata
+from lamina.scripting import refuse_scripting
 from lamina.spec import Spec
 
 
@@ -311,6 +312,8 @@ class DynamicRouting(LayoutInMetadata):
     N(0, init_std^2), in the order [O, I, E, D] whatever the layout; the bias starts at 0.1, as the
     authors' does, the prior at 0. The other options are those of `dynamic_routing`.
     """
+
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,

@@ -34,6 +34,7 @@ from lamina.double_backward import partial_gradients
 from lamina.fakes import fake, flops
 from lamina.layouts import LayoutInMetadata
 from lamina.modules import MULTIPLIES_BF16
+from lamina.scripting import refuse_scripting
 from lamina.spec import FLOATS, Spec
 
 
@@ -238,6 +239,7 @@ class Linear(LayoutInMetadata, nn.Linear):
     """
 
     _unnamed_layout = "out_in"
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,

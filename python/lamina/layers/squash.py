@@ -21,6 +21,7 @@ from lamina.backends import choose, kernels, wants_grad
 from lamina.checks import check_floating
 from lamina.double_backward import partial_gradients
 from lamina.fakes import fake
+from lamina.scripting import refuse_scripting
 from lamina.spec import Spec
 
 KINDS = ("exact", "sqrt_eps", "norm_eps", "exp")
@@ -113,6 +114,8 @@ def squash(
 
 class Squash(nn.Module):
     """The layer of `squash`."""
+
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(self, kind: str = "exact", eps: float = 0.0) -> None:
         super().__init__()

@@ -20,6 +20,7 @@ from torch.compiler import is_exporting
 from lamina.backends import below, choice, choose, kernels, wants_grad
 from lamina.checks import check_floating
 from lamina.fakes import fake
+from lamina.scripting import refuse_scripting
 from lamina.spec import FLOATS, Spec
 
 
@@ -133,6 +134,8 @@ def threshold_relu(
 
 class ThresholdReLU(nn.Module):
     """The layer y = x where x > threshold, else 0; see `threshold_relu`."""
+
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(self, threshold: float = 0.0, inplace: bool = False) -> None:
         super().__init__()
