@@ -32,6 +32,9 @@ class Conv2d(nn.Conv2d):
     Arguments, initialisation and state_dict are nn.Conv2d's. `activation` and `algorithm` are those
     of `conv2d`, and so are shapes and errors. forward(input, residual) adds `residual` before the
     activation.
+
+    torch.nn.utils.fusion.fuse_conv_bn_eval knows of no activation and folds past it: docs/tools.md.
+    `ConvBatchNorm2d` has the norm before the activation, and folds.
     """
 
     __prepare_scriptable__ = refuse_scripting

@@ -24,7 +24,7 @@ def fold_batch_norm(
     """(weight, bias) of the convolution that equals the given one with batch norm after it.
 
     Args:
-        weight: [K, ...], out_channels first.
+        weight: [K, ...], out_channels first (of a linear layer too: `weight.t()` of "in_out").
         bias: [K] or None.
         running_mean, running_var: [K].
         scale, shift: [K] or None, the norm's weight and bias.

@@ -236,6 +236,9 @@ class Linear(LayoutInMetadata, nn.Linear):
     load_state_dict raises RuntimeError for a weight of the other layout: by its shape, and where it
     is square by the metadata of the state_dict (`lamina.layouts`). Metadata that names no layout is
     nn.Linear's, and so "out_in".
+
+    Tools that take the weight out of an nn.Linear, such as torch.nn.utils.fusion's folds of batch
+    norms, know neither of an activation nor of "in_out", and are silently wrong: docs/tools.md.
     """
 
     _unnamed_layout = "out_in"
