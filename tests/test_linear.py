@@ -98,7 +98,8 @@ def test_normal_initialisation_is_the_articles():
         ((2, 1.5), TypeError, "out_features must be an int, got 1.5"),
         ((2, 3, True, "reul"), ValueError, "activation is 'reul'"),
         ((2, 3, True, None, "io"), ValueError, "weight_layout is 'io'"),
-        ((2, 3, True, ("relu", "0")), TypeError, r"a pair \(name, number\) or a callable, got"),
+        ((2, 3, True, ("relu", "0")), TypeError, r"a pair \(name, number\) or a callable"),
+        ((2, 3, True, nn.ReLU), TypeError, "callable that is no class, got <class .*ReLU"),
     ],
 )
 def test_bad_construction(arguments, error, match):

@@ -49,15 +49,15 @@ def parse_activation(op: str, activation: Activation) -> tuple[str, float, Calla
         return "none", 0.0, None
     if isinstance(activation, nn.Module):
         return _parse_module(activation)
-    if callable(activation):
+    if callable(activation) and not isinstance(activation, type):
         return "none", 0.0, activation
     name, parameter = (activation, None) if isinstance(activation, str) else (None, None)
     if isinstance(activation, tuple) and len(activation) == 2:
         name, parameter = activation
     if not isinstance(name, str) or not (parameter is None or isinstance(parameter, (int, float))):
         raise TypeError(
-            f"{op}: activation must be None, a name, a pair (name, number) or a callable, "
-            f"got {activation!r}"
+            f"{op}: activation must be None, a name, a pair (name, number) or a callable that is "
+            f"no class, got {activation!r}"
         )
     if name not in ACTIVATIONS:
         raise ValueError(
