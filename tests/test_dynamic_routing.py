@@ -419,3 +419,7 @@ def test_capsnet_learns():
     ):
         with pytest.raises(ValueError, match=match):
             CapsNet(**options)
+    with pytest.raises(ValueError, match="too many values"):
+        CapsNet((1, 8, 8), 3, kernel_size=3, hidden=(16, 32, 64))
+    with pytest.raises(ValueError, match="CapsNet: labels must be from 0 to 2, got 3 to 3"):
+        model.reconstruct(capsules, torch.full_like(labels, 3))

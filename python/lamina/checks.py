@@ -6,6 +6,7 @@ import operator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.nn.functional as F
 
 
 def index(value: object) -> int | None:
@@ -28,6 +29,19 @@ def as_int(op: str, name: str, value: object, least: int) -> int:
     if number < least:
         raise ValueError(f"{op}: {name} must be at least {least}, got {number}")
     return number
+
+
+def one_hot(op: str, name: str, numbers: torch.Tensor, classes: int) -> torch.Tensor:
+    """F.one_hot; ValueError where it raises for class numbers that are out of range."""
+    try:
+        return F.one_hot(numbers, classes)
+    except RuntimeError:
+        least, most = numbers.aminmax()
+        if least >= 0 and most < classes:
+            raise
+        raise ValueError(
+            f"{op}: {name} must be from 0 to {classes - 1}, got {least} to {most}"
+        ) from None
 
 
 def check_floating(op: str, name: str, tensor: object) -> None:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lamina.checks import check_floating
+from lamina.checks import check_floating, one_hot
 
 
 class MarginLoss(nn.Module):
@@ -59,24 +59,12 @@ class MarginLoss(nn.Module):
         if target.dim() == 1:
             if target.dtype != torch.int64:
                 raise TypeError(f"MarginLoss: class numbers must be int64, got {target.dtype}")
-            target = self._one_hot(target, lengths.shape[1])
+            target = one_hot("MarginLoss", "class numbers", target, lengths.shape[1])
         present = target.to(lengths.dtype)
         missed = F.relu(self.positive - lengths).square()
         spurious = F.relu(lengths - self.negative).square()
         loss = (present * missed + self.absent_weight * (1 - present) * spurious).sum(1)
         return {"mean": loss.mean, "sum": loss.sum, "none": lambda: loss}[self.reduction]()
-
-    @staticmethod
-    def _one_hot(target: Tensor, classes: int) -> Tensor:
-        try:
-            return F.one_hot(target, classes)
-        except RuntimeError:
-            least, most = target.aminmax()
-            if least >= 0 and most < classes:
-                raise
-            raise ValueError(
-                f"MarginLoss: class numbers must be from 0 to {classes - 1}, got {least} to {most}"
-            ) from None
 
     def extra_repr(self) -> str:
         return (

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lamina.checks import one_hot
 from lamina.layers.conv2d_modules import Conv2d, Conv2dReLU
 from lamina.layers.dynamic_routing import DynamicRouting
 from lamina.layers.linear import Linear, LinearReLU
@@ -46,7 +47,7 @@ class CapsNet(nn.Module):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"CapsNet: {name} must be an int of at least 1, got {value!r}")
         channels, height, width = image
-        self.image, self.classes, self.in_dim = image, classes, in_dim
+        self.image, self.classes, self.in_dim = tuple(image), classes, in_dim
         places = 1
         for name, size in (("height", height), ("width", width)):
             side = (size - 2 * kernel_size + 1) // stride + 1
@@ -61,10 +62,11 @@ class CapsNet(nn.Module):
         self.squash = Squash()
         in_capsules = primary * places
         self.routing = routing or DynamicRouting(in_capsules, classes, in_dim, out_dim, iterations)
+        first, second = hidden
         self.decoder = nn.Sequential(
-            LinearReLU(classes * out_dim, hidden[0]),
-            LinearReLU(hidden[0], hidden[1]),
-            Linear(hidden[1], channels * height * width, activation="sigmoid"),
+            LinearReLU(classes * out_dim, first),
+            LinearReLU(first, second),
+            Linear(second, channels * height * width, activation="sigmoid"),
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -79,8 +81,11 @@ class CapsNet(nn.Module):
         return torch.linalg.vector_norm(capsules, dim=-1)
 
     def reconstruct(self, capsules: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images [B, C, H, W] in 0..1 from the capsule of each label, or from the longest one."""
+        """Images [B, C, H, W] in 0..1 from the capsule of each label, or from the longest one.
+
+        labels: class numbers [B] (int64). Raises ValueError where they are out of range.
+        """
         if labels is None:
             labels = self.lengths(capsules).argmax(1)
-        chosen = nn.functional.one_hot(labels, self.classes).to(capsules.dtype)
+        chosen = one_hot("CapsNet", "labels", labels, self.classes).to(capsules.dtype)
         return self.decoder((capsules * chosen.unsqueeze(-1)).flatten(1)).unflatten(1, self.image)
