@@ -278,6 +278,8 @@ def test_module_rejects():
         ({"weight_layout": None}, TypeError, "weight_layout must be a str, got None"),
         ({"coupling_dim": "o"}, ValueError, "coupling_dim is 'o'; it must be 'out' or 'in'"),
         ({"in_dim": 3.0}, TypeError, "in_dim must be an int, got 3.0"),
+        ({"scale": "2"}, TypeError, "scale must be a number, got str"),
+        ({"init_std": None}, TypeError, "init_std must be a number, got NoneType"),
     ):
         with pytest.raises(error, match=f"DynamicRouting: {match}"):
             lamina.DynamicRouting(
@@ -346,6 +348,9 @@ def test_margin_loss():
             MarginLoss()(wrong, torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="reduction is 'max'"):
         MarginLoss(reduction="max")
+    for name in ("positive", "negative", "absent_weight"):
+        with pytest.raises(TypeError, match=f"MarginLoss: {name} must be a number, got str"):
+            MarginLoss(**{name: "sum"})
     with pytest.raises(ValueError, match=r"target must have shape \(2,\) or \(2, 3\), got \(3,\)"):
         MarginLoss()(lengths, torch.tensor([0, 1, 2]))
     for target, match in (([0, 1], "must be a Tensor, got list"), (lengths[:, 0], "must be int64")):

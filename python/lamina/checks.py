@@ -31,6 +31,12 @@ def as_int(op: str, name: str, value: object, least: int) -> int:
     return number
 
 
+def check_number(op: str, name: str, value: object) -> None:
+    """TypeError unless the argument is an int or a float."""
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
+
+
 def one_hot(op: str, name: str, numbers: torch.Tensor, classes: int) -> torch.Tensor:
     """F.one_hot; ValueError where it raises for class numbers that are out of range."""
     try:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lamina.backends import choose, kernels, wants_grad
-from lamina.checks import as_int, without_autocast
+from lamina.checks import as_int, check_number, without_autocast
 from lamina.double_backward import partial_gradients
 from lamina.fakes import fake, flops
 from lamina.layers.routing_pass import (
@@ -344,6 +344,8 @@ class DynamicRouting(LayoutInMetadata):
         self.out_dim = as_int("DynamicRouting", "out_dim", out_dim, 1)
         self.iterations = as_int("DynamicRouting", "iterations", iterations, 1)
         check_squash("DynamicRouting", "squash", squash, eps)
+        check_number("DynamicRouting", "scale", scale)
+        check_number("DynamicRouting", "init_std", init_std)
         check_layout("DynamicRouting", weight_layout)
         if coupling_dim not in ("out", "in"):
             raise ValueError(

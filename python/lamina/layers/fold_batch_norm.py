@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lamina.checks import check_floating
+from lamina.checks import check_floating, check_number
 
 
 def fold_batch_norm(
@@ -48,6 +48,7 @@ def fold_batch_norm(
             raise ValueError(
                 f"fold_batch_norm: {name} must have shape {shape}, got {tuple(tensor.shape)}"
             )
+    check_number("fold_batch_norm", "eps", eps)
     factor = torch.rsqrt(running_var + eps)
     factor = factor if scale is None else factor * scale
     moved = -running_mean if bias is None else bias - running_mean

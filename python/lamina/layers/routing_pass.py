@@ -25,6 +25,7 @@ from lamina.checks import (
     cast,
     check_alike,
     check_floating,
+    check_number,
     without_autocast,
 )
 from lamina.double_backward import partial_gradients
@@ -190,8 +191,7 @@ def routing_arguments(
         _check_shape(op, "mask", mask, u, (ins,), (batch, ins))
     if coupling_dim not in ("out", "in"):
         raise ValueError(f"{op}: coupling_dim is {coupling_dim!r}; it must be 'out' or 'in'")
-    if not isinstance(scale, (int, float)):
-        raise TypeError(f"{op}: scale must be a number, got {type(scale).__name__}")
+    check_number(op, "scale", scale)
     tensors = (u, weight, other, prior, mask)
     if u.dtype in (torch.bfloat16, torch.float16):
         tensors = tuple(cast(tensor, torch.float32) for tensor in tensors)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lamina.backends import choose, kernels, wants_grad
-from lamina.checks import check_floating
+from lamina.checks import check_floating, check_number
 from lamina.double_backward import partial_gradients
 from lamina.fakes import fake
 from lamina.scripting import refuse_scripting
@@ -50,8 +50,7 @@ def check_squash(op: str, name: str, kind: object, eps: object) -> None:
     """ValueError for an unknown squash or a negative eps, TypeError for an eps of another type."""
     if kind not in KINDS:
         raise ValueError(f"{op}: {name} is {kind!r}; it must be one of {', '.join(KINDS)}")
-    if not isinstance(eps, (int, float)):
-        raise TypeError(f"{op}: eps must be a number, got {type(eps).__name__}")
+    check_number(op, "eps", eps)
     if not eps >= 0:
         raise ValueError(f"{op}: eps must not be negative, got {eps}")
 

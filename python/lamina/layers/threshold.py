@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.compiler import is_exporting
 
 from lamina.backends import below, choice, choose, kernels, wants_grad
-from lamina.checks import check_floating
+from lamina.checks import check_floating, check_number
 from lamina.fakes import fake
 from lamina.scripting import refuse_scripting
 from lamina.spec import FLOATS, Spec
@@ -89,11 +89,6 @@ def _refused_by_autograd(input: Tensor) -> bool:
     return input.is_leaf and wants_grad(input, warn=False)
 
 
-def _check_threshold(op: str, threshold: object) -> None:
-    if not isinstance(threshold, (int, float)):
-        raise TypeError(f"{op}: threshold must be a number, got {type(threshold).__name__}")
-
-
 @torch.fx.wrap
 def threshold_relu(
     input: Tensor, threshold: float = 0.0, inplace: bool = False, *, backend: str | None = None
@@ -119,7 +114,7 @@ def threshold_relu(
         except (AttributeError, RuntimeError, TypeError):
             pass
     check_floating("threshold_relu", "input", input)
-    _check_threshold("threshold_relu", threshold)
+    check_number("threshold_relu", "threshold", threshold)
     chosen = choose(SPEC, backend, (input,), (inplace,))
     if chosen == "reference" or (inplace and _refused_by_autograd(input)):
         return reference(input, threshold, inplace)
@@ -139,7 +134,7 @@ class ThresholdReLU(nn.Module):
 
     def __init__(self, threshold: float = 0.0, inplace: bool = False) -> None:
         super().__init__()
-        _check_threshold("ThresholdReLU", threshold)
+        check_number("ThresholdReLU", "threshold", threshold)
         self.threshold = threshold
         self.inplace = inplace
 

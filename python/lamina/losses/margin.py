@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lamina.checks import check_floating, one_hot
+from lamina.checks import check_floating, check_number, one_hot
 
 
 class MarginLoss(nn.Module):
@@ -28,6 +28,9 @@ class MarginLoss(nn.Module):
             raise ValueError(
                 f"MarginLoss: reduction is {reduction!r}; it must be 'mean', 'sum' or 'none'"
             )
+        check_number("MarginLoss", "positive", positive)
+        check_number("MarginLoss", "negative", negative)
+        check_number("MarginLoss", "absent_weight", absent_weight)
         self.positive = positive
         self.negative = negative
         self.absent_weight = absent_weight
