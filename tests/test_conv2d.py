@@ -470,6 +470,19 @@ def test_winograd_is_the_cpus(algorithm):
     assert not SPEC.unsupported("cpp", None, None, None, None, *options)
 
 
+def test_library_is_the_cuda_backends():
+    """And `explain` says whose convolution it is; on a CPU, left alone, it is torch's anyway."""
+    options = Options([1, 1], [0, 0], [1, 1], 1, "relu", 0.0, "library", False)
+    tensors = torch.randn(2, 3, 60, 60), torch.randn(80, 3, 3, 3), None, None
+    for name in ("cpp", "triton"):
+        reasons = SPEC.unsupported(name, *tensors, *options)
+        assert reasons == ["algorithm 'library' is the CUDA backend's"]
+    assert not SPEC.unsupported("cuda", *tensors, *options)
+    assert SPEC.how("cuda", *tensors, *options).startswith("torch's convolution with Lamina's")
+    (decision,) = lamina.explain(conv2d, *tensors[:2], activation="relu", algorithm="library")
+    assert (decision.backend, decision.how) == ("reference", "")
+
+
 def test_triton_refuses_an_image_beyond_32_bits():
     pytest.importorskip("triton")
     from lamina.triton_kernels.conv2d import unsupported

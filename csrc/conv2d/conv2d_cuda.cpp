@@ -12,6 +12,7 @@
 
 #include "common/cuda_glue.h"
 #include "conv2d/conv2d_checks.h"
+#include "conv2d/library_convolution.h"
 #include "linear/linear_cuda.h"
 
 namespace lamina {
@@ -138,14 +139,19 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight,
                                    const std::vector<int64_t>& stride,
                                    const std::vector<int64_t>& padding,
                                    const std::vector<int64_t>& dilation, int64_t groups,
-                                   const std::string& name, double parameter, const std::string&,
-                                   bool channels_last, bool save) {
+                                   const std::string& name, double parameter,
+                                   const std::string& algorithm, bool channels_last, bool save) {
   const Activation activation = activation_named("conv2d", name);
   const CudaCall call(input);
   const Convolution conv(call, input, weight, stride, padding, dilation, groups);
   if (bias) check_alike("conv2d: bias", *bias, input, {conv.outs});
   if (residual) check_alike("conv2d: residual", *residual, input, conv.output_sizes());
-  const Tensor output = new_images(input, conv.output_sizes(), channels_last);
+  const bool library = algorithm == "library";
+  const Tensor output =
+      library ? torch::stable::contiguous(
+                    LibraryConvolution{input, weight, stride, padding, dilation, groups}.forward(),
+                    format(channels_last))
+              : new_images(input, conv.output_sizes(), channels_last);
   const int64_t pixels = conv.images * conv.out_pixels();
   const bool save_mask = save && saves_mask(activation);
   const bool save_z = save && saves_preactivation(activation);
@@ -157,11 +163,18 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight,
   Tensor b, added;
   if (bias) b = torch::stable::contiguous(*bias);
   if (residual) added = torch::stable::contiguous(*residual, format(channels_last));
-  conv.run(channels_last_of(input), conv.forward, weight, false,
-           {call.pointer(output), bias ? call.pointer(b) : nullptr,
-            residual ? call.pointer(added) : nullptr, activation, parameter,
-            save_mask ? call.pointer<uint8_t>(saved) : nullptr,
-            save_z ? call.pointer(saved) : nullptr, channels_last});
+  const ConvOutputs outputs{call.pointer(output),
+                            bias ? call.pointer(b) : nullptr,
+                            residual ? call.pointer(added) : nullptr,
+                            activation,
+                            parameter,
+                            save_mask ? call.pointer<uint8_t>(saved) : nullptr,
+                            save_z ? call.pointer(saved) : nullptr,
+                            channels_last};
+  if (library)
+    launch_conv_finish(conv.type, conv.images, conv.outs, conv.forward, outputs, call.stream());
+  else
+    conv.run(channels_last_of(input), conv.forward, weight, false, outputs);
   call.check();
   return {output, saved};
 }
@@ -200,6 +213,24 @@ Tensor activation_gradient(const Convolution& conv, const Tensor& grad, const Te
   return grad_z;
 }
 
+Tensor input_gradient(const Convolution& conv, const Tensor& grad_z, const Tensor& input,
+                      const Tensor& weight, bool channels_last) {
+  const Tensor grad_input =
+      new_images(input, {conv.images, conv.ins, conv.height, conv.width}, channels_last);
+  const ConvOutputs outputs{conv.call.pointer(grad_input),
+                            nullptr,
+                            nullptr,
+                            Activation::none,
+                            0,
+                            nullptr,
+                            nullptr,
+                            channels_last};
+  for (const ConvAxis& vertical : conv.backward[0])
+    for (const ConvAxis& horizontal : conv.backward[1])
+      conv.run(grad_z, {vertical, horizontal}, weight, true, outputs);
+  return grad_input;
+}
+
 Tensor weight_gradient(const Convolution& conv, const Tensor& grad_z, const Tensor& input,
                        const Tensor& weight) {
   const CudaCall& call = conv.call;
@@ -221,11 +252,19 @@ Tensor weight_gradient(const Convolution& conv, const Tensor& grad_z, const Tens
   return grad_weight;
 }
 
+// The numbers of `tensor` in the strides of `like`.
+Tensor ordered_as(const Tensor& tensor, const Tensor& like) {
+  Tensor ordered = torch::stable::empty_like(like);
+  bool same = true;
+  for (int64_t d = 0; d < like.dim(); ++d) same = same && tensor.stride(d) == ordered.stride(d);
+  return same ? tensor : torch::stable::copy_(ordered, tensor);
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& given, const Tensor& input, const Tensor& weight, const Tensor& saved,
     const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
     const std::vector<int64_t>& dilation, int64_t groups, const std::string& name, double parameter,
-    const std::string&, bool channels_last, const std::vector<bool>& needs) {
+    const std::string& algorithm, bool channels_last, const std::vector<bool>& needs) {
   const Activation activation = activation_named("conv2d", name);
   const CudaCall call(given);
   const Convolution conv(call, input, weight, stride, padding, dilation, groups);
@@ -246,22 +285,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
         activation_gradient(conv, grad, kept, activation, parameter, channels_last,
                             through || needs[3], needs[2] ? MaybeTensor(grad_bias) : std::nullopt);
   if (needs[3]) grad_residual = grad_z;
-  if (needs[0] || needs[1]) grad_z = channels_last_of(grad_z);
-  if (needs[0]) {
-    grad_input = new_images(input, {conv.images, conv.ins, conv.height, conv.width}, channels_last);
-    const ConvOutputs outputs{call.pointer(grad_input),
-                              nullptr,
-                              nullptr,
-                              Activation::none,
-                              0,
-                              nullptr,
-                              nullptr,
-                              channels_last};
-    for (const ConvAxis& vertical : conv.backward[0])
-      for (const ConvAxis& horizontal : conv.backward[1])
-        conv.run(grad_z, {vertical, horizontal}, weight, true, outputs);
+  if (algorithm == "library" && (needs[0] || needs[1])) {
+    const auto [of_input, of_weight, of_bias] =
+        LibraryConvolution{input, weight, stride, padding, dilation, groups}.backward(
+            grad_z, needs[0], needs[1]);
+    if (needs[0]) grad_input = torch::stable::contiguous(of_input, format(channels_last));
+    if (needs[1]) grad_weight = ordered_as(of_weight, weight);
+  } else if (needs[0] || needs[1]) {
+    grad_z = channels_last_of(grad_z);
+    if (needs[0]) grad_input = input_gradient(conv, grad_z, input, weight, channels_last);
+    if (needs[1]) grad_weight = weight_gradient(conv, grad_z, input, weight);
   }
-  if (needs[1]) grad_weight = weight_gradient(conv, grad_z, input, weight);
   call.check();
   return {grad_input, grad_weight, grad_bias, grad_residual};
 }

@@ -73,6 +73,10 @@ void launch_conv(FloatType type, const ConvImages& images, const ConvTaps& taps,
                  const ConvFilters& filters, int groups, const ConvOutputs& outputs, void* partial,
                  cudaStream_t stream);
 
+// The same outputs from sums that lie in outputs.output: [images, outs] of taps.pixels().
+void launch_conv_finish(FloatType type, int64_t images, int64_t outs, const ConvTaps& taps,
+                        const ConvOutputs& outputs, cudaStream_t stream);
+
 // filters = sum over the pixels of the grid of grad_z times what its taps read of the images; a
 // grad_z has filters.outs channels, and one pixel for each of the grid's.
 int64_t conv_grad_filters_partial_sums(const ConvImages& images, const ConvTaps& taps,

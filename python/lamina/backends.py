@@ -58,11 +58,12 @@ class Kernels(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """One call's choice: the op, the backend that runs it, and why each other one does not."""
+    """One call's choice: the op, the backend that runs it, why each other one does not, and how."""
 
     op: str
     backend: str
     reasons: dict[str, list[str]]
+    how: str = ""
 
 
 class _Choice(threading.local):
@@ -274,4 +275,4 @@ def _explained(
         elif not why:
             why = [spec.slower(name, *tensors, *options) or f"{chosen} comes first in the order"]
         reasons[name] = why
-    return Decision(spec.name, chosen, reasons)
+    return Decision(spec.name, chosen, reasons, spec.how(chosen, *tensors, *options))

@@ -18,7 +18,8 @@ def explain(module_or_function: Callable, *inputs: Any, **kwargs: Any) -> list[D
     with record_decisions() as decisions:
         module_or_function(*inputs, **kwargs)
     for decision in decisions:
-        print(f"{decision.op}: {decision.backend}")
+        how = f", {decision.how}" if decision.how else ""
+        print(f"{decision.op}: {decision.backend}{how}")
         for name, reasons in decision.reasons.items():
             print(f"  not {name}: {'; '.join(reasons)}")
     if not decisions:

@@ -80,6 +80,11 @@ def never_slower(backend: str, *call: object) -> str | None:
     return None
 
 
+def nothing_to_add(backend: str, *call: object) -> str:
+    """`Spec.how` of an op with one way to compute on each backend."""
+    return ""
+
+
 @dataclass(frozen=True)
 class Spec:
     """An op, as the rest of the house sees it. Its cases are loaded when they are asked for.
@@ -90,6 +95,7 @@ class Spec:
     unsupported(backend, *tensors, *options): why a backend's kernel can't take this call.
     slower(backend, *tensors, *options): why ATen is the faster choice for this call, or None;
         asked only when the choice is Lamina's.
+    how(backend, *tensors, *options): what `explain` adds to the backend that runs this call.
     """
 
     name: str
@@ -99,6 +105,7 @@ class Spec:
     order: tuple[str, ...] = ("cpp", "cuda", "triton")
     unsupported: Callable[..., list[str]] = supports_everything
     slower: Callable[..., str | None] = never_slower
+    how: Callable[..., str] = nothing_to_add
 
     @property
     def _cases(self) -> ModuleType:

@@ -82,6 +82,19 @@ def samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
                 activation=activation,
                 residual=residual,
             )
+        for activation in ("none", "leaky_relu", "gelu", "tanh"):
+            yield sample(
+                f"library {activation}, {layout}",
+                made(2, 4, 7, 6),
+                (6, 2, 3, 2),
+                activation != "none",
+                stride=(1, 2),
+                padding=1,
+                groups=2,
+                activation=activation,
+                algorithm="library",
+                residual=leaf(made(2, 6, 7, 4)) if activation == "leaky_relu" else None,
+            )
         wild = made(1, 2, 8, 8)
         wild[0, 0, 0, 0], wild[0, 1, 2, 6], wild[0, 1, 5, 2] = float("nan"), float("inf"), 1e4
         for activation in ("relu", "leaky_relu"):

@@ -105,9 +105,12 @@ def conv2d(
             "winograd", F(2x2, 3x3), or "winograd4", F(4x4, 3x3); or "auto", which takes winograd
             where it fits and has 16 channels or more on both sides. Winograd spreads NaN and
             infinity to the pixels that share a tile, of 2x2 or 4x4. winograd4 is never taken
-            unasked: in float32 and in float64 its error is about 5 times im2col's. Algorithms are
-            the CPU kernels': the others refuse all but "auto" and "im2col" by name, and the
-            reference, which also runs calls too small for a kernel, runs as the definition.
+            unasked: in float32 and in float64 its error is about 5 times im2col's. Both are the
+            CPU's. "library", the CUDA backend's, is torch's own convolution (cuDNN's), with
+            Lamina's kernels around it: bias, residual, activation and mask in one pass, in place;
+            in the backward pass the activation's and the bias's gradient in one. A backend
+            refuses what is not its own; the reference, which also runs calls too small for a
+            kernel, runs as the definition.
         backend: see lamina.backends; None lets Lamina choose.
 
     Returns [N, K, OH, OW] or [K, OH, OW], channels_last where input is, in the dtype of the input
@@ -196,7 +199,14 @@ def _unsupported(backend: str, *call: object) -> list[str]:
     algorithm = Options(*call[4:]).algorithm
     if algorithm in WINOGRAD and backend != "cpp":
         return [f"algorithm {algorithm!r} is the CPU's"]
+    if algorithm == "library" and backend != "cuda":
+        return ["algorithm 'library' is the CUDA backend's"]
     return []
+
+
+def _how(backend: str, *call: object) -> str:
+    library = backend == "cuda" and Options(*call[4:]).algorithm == "library"
+    return "torch's convolution with Lamina's kernels around it" if library else ""
 
 
 SPEC = Spec(
@@ -205,4 +215,5 @@ SPEC = Spec(
     reference=reference,
     slower=_slower,
     unsupported=_unsupported,
+    how=_how,
 )

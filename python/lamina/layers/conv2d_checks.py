@@ -9,7 +9,7 @@ from lamina.checks import check_alike, check_bias, check_floating
 from lamina.layers.conv2d_call import Options
 from lamina.windows import Pair, as_pair
 
-ALGORITHMS = ("auto", "im2col", "winograd", "winograd4")
+ALGORITHMS = ("auto", "im2col", "winograd", "winograd4", "library")
 WINOGRAD = ("winograd", "winograd4")
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lamina.bench.peers import Peer, alternatives
+from lamina.layers.conv2d import conv2d
 from lamina.layers.conv2d_call import reference
 from lamina.spec import Sample
 
@@ -45,4 +48,10 @@ PEERS = (
     *alternatives("eager", reference),
     *alternatives("channels_last", reference, layout=torch.channels_last),
     Peer("unfold + matmul", lambda *_: _unfold, refuses=_unfold_refuses),
+    Peer(
+        "lamina cuda library",
+        lambda *_: partial(conv2d, backend="cuda", algorithm="library"),
+        device="cuda",
+        apart="it is Lamina's own: torch's convolution with our kernels around it",
+    ),
 )
