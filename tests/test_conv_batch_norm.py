@@ -126,6 +126,24 @@ def test_moves_between_dtypes(dtype, backend):
     torch.testing.assert_close(got, compose(plain, x), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("variance", [1.0, 1e-5])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_statistics_are_folded_in_float32(dtype, variance):
+    """The error against float64 is at most twice that of torch's layers."""
+    layer = lamina.ConvBatchNorm2d(16, 32, 3).eval()
+    layer.bn.running_var.uniform_(0.5, 1.5).mul_(variance)
+    layer.bn.running_mean.normal_()
+    layer = layer.to(dtype).requires_grad_(False)
+    exact = copy.deepcopy(layer).double()
+    x = torch.randn(2, 16, 12, 12, dtype=dtype) * variance**0.5
+    wanted = exact.bn(exact.conv(x.double()))
+    ours, torchs = (
+        (found.double() - wanted).square().mean().sqrt()
+        for found in (layer(x), layer.bn(F.conv2d(x, layer.conv.weight)))
+    )
+    assert ours <= 2 * torchs
+
+
 def test_a_norm_in_float32_beside_bfloat16(backend):
     layer, plain = pair(torch.bfloat16)
     layer.bn.float(), plain["bn"].float()

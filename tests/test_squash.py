@@ -58,6 +58,20 @@ def test_tiny_and_huge_vectors_stay_finite(dtype, backend):
         assert (v.norm(dim=-1) <= 1 + 1e-6).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [1e-3, 1, 300])
+def test_16_bit_vectors_are_computed_with_in_float32(dtype, size):
+    """Whose squares would overflow, underflow or lose most of their digits."""
+    s = torch.randn(50, 8).mul_(size).to(dtype).requires_grad_()
+    wide = s.detach().float().requires_grad_()
+    v, exact = squash(s), squash(wide)
+    assert torch.equal(v, exact.to(dtype))
+    grad = torch.randn_like(v)
+    (got,) = torch.autograd.grad(v, s, grad)
+    (expected,) = torch.autograd.grad(exact, wide, grad.float())
+    torch.testing.assert_close(got, expected.to(dtype))
+
+
 def test_layouts_agree(backend):
     """A view gives what its contiguous copy gives."""
     _, device = backend

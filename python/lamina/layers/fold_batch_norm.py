@@ -49,9 +49,11 @@ def fold_batch_norm(
                 f"fold_batch_norm: {name} must have shape {shape}, got {tuple(tensor.shape)}"
             )
     check_number("fold_batch_norm", "eps", eps)
-    factor = torch.rsqrt(running_var + eps)
+    # In float32 at least: 16-bit results are rounded once.
+    wide = torch.promote_types(running_var.dtype, torch.float32)
+    factor = torch.rsqrt(running_var.to(wide) + eps)
     factor = factor if scale is None else factor * scale
-    moved = -running_mean if bias is None else bias - running_mean
+    moved = -running_mean if bias is None else bias - running_mean.to(wide)
     moved = moved * factor if shift is None else moved * factor + shift
     folded = weight * factor.view(-1, *[1] * (weight.dim() - 1))
     return folded.to(weight.dtype), moved.to(weight.dtype)

@@ -28,8 +28,9 @@ KINDS = ("exact", "sqrt_eps", "norm_eps", "exp")
 
 
 def reference(input: Tensor, kind: str = "exact", eps: float = 0.0) -> Tensor:
-    """The definition."""
-    q = input.square().sum(-1, keepdim=True)
+    """The definition, in float32 at least: the square of 256 is no float16."""
+    s = input.to(torch.promote_types(input.dtype, torch.float32))
+    q = s.square().sum(-1, keepdim=True)
     at_zero = q == 0
     # The norm's derivative is infinite at 0: keep that branch out of the graph.
     q = torch.where(at_zero, 1.0, q)
@@ -43,7 +44,7 @@ def reference(input: Tensor, kind: str = "exact", eps: float = 0.0) -> Tensor:
     else:
         f = -(-n).expm1() / (n + eps)
     limit = 1.0 if kind == "exp" and eps == 0 else 0.0
-    return torch.where(at_zero, limit, f) * input
+    return (torch.where(at_zero, limit, f) * s).to(input.dtype)
 
 
 def check_squash(op: str, name: str, kind: object, eps: object) -> None:
@@ -96,7 +97,8 @@ def squash(
         eps: what the last three add against a division by zero.
         backend: see lamina.backends; None lets Lamina choose.
 
-    Returns a contiguous tensor of the shape and dtype of `input`. Raises TypeError if `input` is
+    Returns a contiguous tensor of the shape and dtype of `input`; bfloat16 and float16 are computed
+    with in float32. Raises TypeError if `input` is
     not a floating-point tensor, ValueError if it has no dimension or a name does not fit.
     """
     check_floating("squash", "input", input)
