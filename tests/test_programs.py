@@ -42,6 +42,21 @@ def test_export_holds_the_registered_ops():
     torch.testing.assert_close(program.module()(x), model(x))
 
 
+def test_export_with_gradients():
+    """The reference's program has them; of the kernels' torch says in its backward pass that not."""
+    model, x = lamina.LinearReLU(96, 64), torch.randn(128, 96)
+    output = torch.export.export(model, (x,)).module()(x)
+    with pytest.warns(UserWarning, match="lamina::linear_forward: an autograd kernel was not"):
+        output.sum().backward()
+    with lamina.use_backend("reference"):
+        program = torch.export.export(model, (x,)).module()
+    found, expected = (
+        torch.autograd.grad(m(x).sum(), list(m.parameters())) for m in (program, model)
+    )
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def exported_with_an_open_batch() -> tuple[torch.nn.Module, torch.export.ExportedProgram]:
     model = every_kernel()
     dynamic = {"input": {0: torch.export.Dim("batch", min=1)}}
