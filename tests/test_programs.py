@@ -43,7 +43,7 @@ def test_export_holds_the_registered_ops():
 
 
 def test_export_with_gradients():
-    """The reference's program has them; of the kernels' torch says in its backward pass that not."""
+    """The reference's program has them; of the kernels' torch says that it has none."""
     model, x = lamina.LinearReLU(96, 64), torch.randn(128, 96)
     output = torch.export.export(model, (x,)).module()(x)
     with pytest.warns(UserWarning, match="lamina::linear_forward: an autograd kernel was not"):
