@@ -119,6 +119,9 @@ def samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
     yield Sample("frozen weight", (leaf(draw(2, 3, 5, 5)), frozen), relu)
     yield Sample("frozen input", (draw(2, 3, 5, 5), leaf(frozen), leaf(draw(4))), relu)
     yield Sample("only bias", (draw(2, 3, 5, 5), frozen, leaf(draw(4))), relu)
+    for name in ("relu", "none"):
+        added = {"activation": name, "residual": leaf(draw(2, 4, 3, 3))}
+        yield Sample(f"only residual {name}", (draw(2, 3, 5, 5), frozen), added)
 
 
 def bad_inputs(device: torch.device) -> Iterator[BadInput]:
