@@ -69,7 +69,7 @@ def cuda_on_cpu(host_shim):
 def triton_on_cpu():
     if backends.BACKENDS["triton"].missing:
         pytest.skip(backends.BACKENDS["triton"].missing)
-    from lamina import triton_kernels
+    from bounds import interpreted
 
-    with triton_kernels.interpreted():
+    with interpreted():
         yield backends.Backend("lamina_triton", "cpu", None)

@@ -10,9 +10,10 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
+from bounds import interpreted
 from lamina.layers import dynamic_routing as definition
 from lamina.layers import routing_pass as pass_definition
-from lamina.triton_kernels import dynamic_routing, interpreted, routing, routing_pass
+from lamina.triton_kernels import dynamic_routing, routing, routing_pass
 
 
 def drawn(*shape):
