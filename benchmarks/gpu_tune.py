@@ -83,8 +83,8 @@ def product(name: str, m: int, n: int, k: int, dtype: torch.dtype, *, fused: boo
         gemm.gemm(a, b, c, split=name == "dW", config=config, **extras)
         return c
 
-    precision = gemm_config.precision_of(dtype)
     target = target_of(operands[0][0])
+    precision = gemm_config.precision_of(dtype, target)
     return Case(
         f"linear {name} {str(dtype).removeprefix('torch.')}",
         f"{m}x{n}x{k}",

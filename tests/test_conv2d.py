@@ -483,17 +483,43 @@ def test_library_is_the_cuda_backends():
     assert (decision.backend, decision.how) == ("reference", "")
 
 
-def test_triton_refuses_an_image_beyond_32_bits():
+def test_triton_refuses_what_lies_beyond_32_bits():
     pytest.importorskip("triton")
-    from lamina.triton_kernels.conv2d import unsupported
+    from lamina.triton_kernels import conv2d, launch
 
-    def reasons(height):
+    def taken(input, weight, padding=1):
+        windows = [1, 1], [padding, padding], [1, 1]
+        try:
+            with launch.recording():
+                conv2d.conv2d_forward(
+                    input, weight, None, None, *windows, 1, "none", 0.0, "auto", False, False
+                )
+        except ValueError as error:
+            if "2^31 elements" not in str(error):
+                raise
+            return False
+        return True
+
+    def refused(*tensors):
+        return any("2^31" in r for r in conv2d.unsupported(*tensors, None, None, [1, 1], [1, 1]))
+
+    weight = torch.empty(16, 512, 3, 3, device="meta")
+    for height in (2000, 2048):
         input = torch.empty(1, 512, height, 2048, device="meta")
-        weight = torch.empty(16, 512, 3, 3, device="meta")
-        return unsupported(input, weight, None, None, [1, 1], [1, 1])
-
-    assert not reasons(2000)
-    assert "2^31 elements" in reasons(2048)[0]
+        assert taken(input, weight) is not refused(input, weight)
+        assert taken(input, weight) is (height == 2000)
+    many = torch.empty(1 << 11, 512, 3, 3, device="meta")
+    assert not taken(torch.empty(1, 512, 1024, 1024, device="meta"), many)
+    # Strides count, of an image and of the filters, and what they are multiplied by in the padding.
+    memory = torch.empty(1 << 33, device="meta")
+    for stride, padding, fits in ((1 << 28, 1, True), (1 << 29, 0, True), (1 << 29, 1, False)):
+        input = memory.as_strided((2, 16, 3, 4), (1 << 32, 1, 16, stride))
+        filters = torch.empty(4, 16, 3, 3, device="meta")
+        assert taken(input, filters, padding) is fits
+    for stride, fits in ((1 << 27, True), (1 << 28, False)):
+        filters = memory.as_strided((9, 16, 3, 3), (stride, 9, 3, 1))
+        image = torch.empty(1, 16, 5, 5, device="meta")
+        assert taken(image, filters) is fits is not refused(image, filters)
 
 
 def test_batch_norm_folds_into_the_convolution(backend):

@@ -1,4 +1,4 @@
-"""What only a GPU shows: graphs, streams, more than 2^31 elements, compute-sanitizer."""
+"""What only a GPU shows: graphs, streams, devices, more than 2^31 elements, compute-sanitizer."""
 
 from __future__ import annotations
 
@@ -71,6 +71,21 @@ def test_streams(op, kernels):
         stream.synchronize()
         for got, wanted in zip(found, call.run(), strict=True):
             torch.testing.assert_close(got, wanted, rtol=0, atol=0, equal_nan=True, msg=call.name)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+@pytest.mark.parametrize("op", OPS)
+def test_another_device_than_the_current_one(op, kernels):
+    """Kernels run where the tensors are, and leave the current device as it is."""
+    for call in calls_of(op, torch.float32, torch.device("cuda", 1)):
+        with torch.cuda.device(1):
+            wanted = call.run()
+        with torch.cuda.device(0):
+            found = call.run()
+            assert torch.cuda.current_device() == 0
+        for got, expected in zip(found, wanted, strict=True):
+            assert got.device.index == 1
+            torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True, msg=call.name)
 
 
 @pytest.mark.parametrize("name", LARGE)

@@ -141,7 +141,7 @@ def calls(op: str, target: str, every: bool) -> Iterator[tuple[str, str, Any]]:
     module = import_module(f"lamina.triton_kernels.{op}")
     gpu = TARGETS[target]
     configured = triton_kernels.launch.Target(
-        gpu.backend, gpu.arch if gpu.backend == "cuda" else 0, PROCESSORS[target]
+        gpu.backend, gpu.arch if gpu.backend == "cuda" else 942, PROCESSORS[target]
     )
     seen = set()
     with triton_kernels.launch.targeting(configured):
@@ -166,6 +166,8 @@ def build(op: str, target: str, every: bool, index: int) -> Built:
         registers, spilled = resources(compiled)
     except Exception as error:
         return Built(kernel, call, target, error=str(error).strip() or repr(error))
+    if getattr(compiled.metadata, "global_scratch_size", 0):
+        return Built(kernel, call, target, error="needs scratch memory, which nobody allocates")
     text = compiled.asm.get("ptx") or compiled.asm["amdgcn"]
     return Built(
         kernel,

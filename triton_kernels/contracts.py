@@ -92,6 +92,13 @@ def check_linear_backward(
 Windows = tuple[Sequence[int], Sequence[int], Sequence[int]]  # stride, padding, dilation
 
 
+def reach(tensor: Tensor, first: int, padding: Sequence[int] = (0, 0)) -> int:
+    """How many elements apart those lie that dimensions from `first` on lead to, padding too."""
+    sizes = (*tensor.shape[:2], tensor.size(2) + 2 * padding[0], tensor.size(3) + 2 * padding[1])
+    steps = zip(sizes[first:], tensor.stride()[first:], strict=True)
+    return sum((size - 1) * stride for size, stride in steps)
+
+
 def check_conv2d(
     input: Tensor, weight: Tensor, windows: Windows, groups: int, activation: str
 ) -> tuple[int, ...]:
@@ -109,6 +116,9 @@ def check_conv2d(
     sizes = positions(input.shape[2:], kernel, dilation, padding, stride)
     fits = min(kernel) > 0 and min(sizes) > 0
     _demand(fits, "weight", "have taps, not more than the padded input has pixels")
+    # Offsets inside of them have 32 bits.
+    near = max(reach(input, 1, padding), reach(weight, 0), outs * prod(sizes)) < 1 << 31
+    _demand(near, "an image, and the weight", "lie within 2^31 elements")
     return input.size(0), outs, *sizes
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lamina.windows import positions
 
-from .contracts import check_conv2d, check_conv2d_added, check_conv2d_backward
+from .contracts import check_conv2d, check_conv2d_added, check_conv2d_backward, reach
 from .conv2d_config import candidates
 from .conv2d_dz import activation_backward
 from .conv2d_gather import forward_gather
@@ -36,9 +36,9 @@ def unsupported(
     reasons = refusals(input, DTYPES)
     # At least as many as the output has.
     pixels = prod(input.size(d + 2) + 2 * padding[d] for d in (0, 1))
-    if max(input.size(1), weight.size(0)) * pixels >= 1 << 31:
+    if max(max(input.size(1), weight.size(0)) * pixels, reach(weight, 0)) >= 1 << 31:
         # In 64 bits the taps' offsets would take registers that the products need.
-        reasons.append("an image of 2^31 elements or more: offsets inside one have 32 bits")
+        reasons.append("an image, or a weight, of 2^31 elements or more: offsets have 32 bits")
     return reasons
 
 

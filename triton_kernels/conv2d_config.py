@@ -22,7 +22,7 @@ def candidates(target: Target, dtype: torch.dtype, precision: str) -> tuple[Gemm
     """The configurations worth trying on `target`, best guess for large products first."""
     if target.interpreted:
         return INTERPRETED
-    if target.capability >= 90 and dtype.itemsize == 2:
+    if target.roomy and dtype.itemsize == 2:
         return HOPPER_16
     return smaller(gemm_config.candidates(target, dtype, precision))
 

@@ -250,7 +250,7 @@ def convolve(
             **options,
         )
         return
-    precision = precision_of(source.dtype)
+    precision = precision_of(source.dtype, target)
     config = config or choose(target, source.dtype, precision, pixels, columns)
     flat = channels < config.block_k
     # A step over several taps gathers each column from elsewhere: fewer columns, fewer registers.

@@ -146,7 +146,7 @@ def weight_gradient(
     images, _, height, width = dz.shape
     pixels, columns, n = images * height * width, outs // groups, taps_y * taps_x * channels
     target = target_of(dz)
-    precision = precision_of(dz.dtype)
+    precision = precision_of(dz.dtype, target)
     config = config or choose(target, dz.dtype, precision, columns, n)
     direct = narrow(groups, columns, channels)
     if direct:

@@ -161,7 +161,7 @@ def gemm(
     """Writes act(a @ b + bias) into the contiguous c; `split` cuts K where tiles are few."""
     (m, k), n = a.shape, b.size(1)
     target = target_of(a)
-    precision = precision_of(a.dtype)
+    precision = precision_of(a.dtype, target)
     # float32 products on the ordinary cores keep fewer registers with pointers: descriptors spill.
     on_cores = a.dtype == torch.float32 and precision == "ieee" and not target.interpreted
     descriptors = (target.descriptors or target.interpreted) and k > 0 and not on_cores

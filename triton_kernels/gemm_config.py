@@ -93,7 +93,7 @@ def candidates(target: Target, dtype: torch.dtype, precision: str) -> tuple[Gemm
     """The configurations worth trying on `target`, best guess for large products first."""
     if target.interpreted:
         return INTERPRETED
-    table = CDNA if target.backend == "hip" else HOPPER if target.capability >= 90 else AMPERE
+    table = CDNA if target.backend == "hip" else HOPPER if target.roomy else AMPERE
     width = 8 * dtype.itemsize
     return table["tf32" if width == 32 and precision == "tf32" else width]
 
@@ -146,7 +146,7 @@ def splits_of(target: Target, config: GemmConfig, m: int, n: int, k: int) -> int
     return max(1, min(room, most_splits(config, k)))
 
 
-def precision_of(dtype: torch.dtype) -> str:
-    """How products of this dtype are computed: for float32, what torch allows."""
-    allowed = torch.backends.cuda.matmul.fp32_precision == "tf32"
+def precision_of(dtype: torch.dtype, target: Target) -> str:
+    """How products of this dtype are computed: for float32, what torch and the target allow."""
+    allowed = target.tf32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if dtype == torch.float32 and allowed else "ieee"

@@ -20,7 +20,7 @@ from triton.runtime.jit import JITFunction
 
 @dataclass(frozen=True)
 class Target:
-    """What a kernel is configured for; `capability` is 90 for sm_90, 0 where it means nothing."""
+    """What a kernel is configured for; `capability` is 90 for sm_90, 942 for gfx942, else 0."""
 
     backend: str
     capability: int
@@ -30,6 +30,16 @@ class Target:
     def descriptors(self) -> bool:
         """Whether the tensor memory accelerator serves tensor descriptors."""
         return self.backend == "cuda" and self.capability >= 90
+
+    @property
+    def roomy(self) -> bool:
+        """Whether a program can have 227 KB of shared memory, not the 99 KB of small GPUs."""
+        return self.backend == "cuda" and 90 <= self.capability < 120
+
+    @property
+    def tf32(self) -> bool:
+        """Whether the compiler takes float32 products of this precision."""
+        return self.backend != "hip" or self.capability == 942
 
     @property
     def interpreted(self) -> bool:
@@ -57,7 +67,8 @@ _record: ContextVar[list[Launch] | None] = ContextVar("record", default=None)
 def _device_target(index: int) -> Target:
     properties = torch.cuda.get_device_properties(index)
     if torch.version.hip is not None:
-        return Target("hip", 0, properties.multi_processor_count)
+        capability = 942 if properties.gcnArchName.startswith("gfx942") else 0
+        return Target("hip", capability, properties.multi_processor_count)
     capability = 10 * properties.major + properties.minor
     return Target("cuda", capability, properties.multi_processor_count)
 
@@ -113,6 +124,9 @@ def interpreted() -> Iterator[None]:
     before, call = knobs.interpret, JITFunction.__call__
     knobs.interpret = True
     JITFunction.__call__ = _call_interpreted
+    # The interpreter alone would take products of fewer than 16 summands; compilers refuse them.
+    functions = interpreter_builder.codegen_fns
+    interpreter_builder.codegen_fns = functions | {"min_dot_size": lambda *_: (1, 1, 16)}
     # Checking every integer operation for overflow takes half of the interpreter's time.
     interpreter_builder.options = replace(options, sanitize_overflow=False)
     # For what kernels call: `launch` stands for any function that sees the language and its core.
@@ -123,6 +137,7 @@ def interpreted() -> Iterator[None]:
         knobs.interpret = before
         JITFunction.__call__ = call
         interpreter_builder.options = options
+        interpreter_builder.codegen_fns = functions
         patched.restore()
 
 

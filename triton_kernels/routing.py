@@ -90,11 +90,12 @@ class Routing:
             i if mask is not None and mask.dim() == 2 else 0,
             scale,
         )
-        # tl.dot sums over 16 elements or more.
+        # tl.dot sums over 16 elements or more: those of an in-capsule, or of a tile's out-capsules.
         block_e, block_d = triton.next_power_of_2(e), max(16, triton.next_power_of_2(d))
         self.over_in, self.leaky = coupling_dim == "in", leaky
         self.tiling = tiling_of(b, o, block_e, block_d, u.itemsize, self.over_in)
         samples, capsules = self.tiling.samples, self.tiling.capsules
+        block_e = max(block_e, 16 // capsules)
         self.tiles = triton.cdiv(b, samples) * self.tiling.tiles
         # Enough programs for every processor, each with some in-capsules to walk over.
         parts = min(i, max(1, 4 * target_of(u).processors // max(1, self.tiles)), 256)
@@ -105,7 +106,7 @@ class Routing:
             "HAS_MASK": mask is not None,
             "SOFTMAX": "tile" if self.tiling.whole else coupling_dim,
             "COMPUTE": compute_type(u.dtype),
-            "PRECISION": precision_of(u.dtype),
+            "PRECISION": precision_of(u.dtype, target_of(u)),
             "BLOCK_B": samples,
             "BLOCK_O": capsules,
             "BLOCK_E": block_e,
