@@ -64,6 +64,7 @@ def test_a_square_weight_of_the_other_layout_is_refused():
         torch.testing.assert_close(
             ours(x).relu(), other(x).relu(), msg="a plain dict is of the layer's layout"
         )
+    lamina.Linear(1, 1, weight_layout="in_out").load_state_dict(nn.Linear(1, 1).state_dict())
     torchs.load_state_dict(rows.state_dict())
     rows.load_state_dict(torchs.state_dict())
     with pytest.raises(RuntimeError, match="size mismatch"):

@@ -34,16 +34,18 @@ class LayoutInMetadata(nn.Module):
     ) -> None:
         ours = self.weight_layout
         given = local_metadata.get("weight_layout", self._unnamed_layout) or ours
+        shape = self._weight_shape(ours)
         if (
             "version" in local_metadata  # Where there is none, assign=True has made some up.
             and given != ours
-            and self._weight_shape(given) == self._weight_shape(ours)
+            and self._weight_shape(given) == shape != [1] * len(shape)
             and any(key.startswith(prefix) and "weight" in key for key in state_dict)
         ):
             lists[-1].append(
                 f"{prefix}weight is of layout {given!r}, as the metadata of the state_dict has "
-                f"it, and this layer's weight_layout is {ours!r}: permute the weight and load "
-                "dict(state_dict), which has no metadata"
+                f"it, and this layer's weight_layout is {ours!r}: permute the weight, unless you "
+                "know better (wrappers around layers hide their metadata), and load "
+                "dict(state_dict), which has none"
             )
             return
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *lists)
