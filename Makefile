@@ -10,7 +10,7 @@ BUILD_TOOLS = "scikit-build-core>=0.11" "pybind11>=2.13" "cmake>=3.25" ninja
 # Options of the build itself, as -C pairs of pip: make test BUILD="-C cmake.define.LAMINA_CUDA=ON"
 BUILD ?=
 
-.PHONY: demo test bench compare limits figures lint format sanitize gpu cuda-check triton-check wheels clean
+.PHONY: demo test bench compare limits figures lint format sanitize gpu cuda-check triton-check arm-check wheels clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/demo
@@ -70,6 +70,9 @@ cuda-check: $(VENV)/test
 
 triton-check: $(VENV)/test
 	$(VENV)/bin/python tests/triton_compile.py $(ARGS)
+
+arm-check: $(VENV)/test
+	$(VENV)/bin/python tests/arm_compile.py
 
 # Every way to install: wheel, sdist -> wheel, editable, without a compiler, on two torch versions.
 wheels: $(VENV)/test

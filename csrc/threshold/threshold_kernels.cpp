@@ -1,5 +1,7 @@
 #include "threshold/threshold_kernels.h"
 
+#include "common/vec.h"
+
 #if defined(__SSE2__)
 #  include <immintrin.h>
 #endif
@@ -37,8 +39,14 @@ struct F16 : Octet<float, int16_t, int32_t> {
 #if defined(__F16C__)
     return reinterpret_cast<floats>(_mm256_cvtph_ps(reinterpret_cast<__m128i>(x)));
 #else
-    typedef _Float16 halves __attribute__((vector_size(16)));
-    return __builtin_convertvector(reinterpret_cast<halves>(x), floats);
+    constexpr int parts = sizeof(floats) / sizeof(Vector<float>);
+    HalfVector half[parts];
+    Vector<float> wide[parts];
+    __builtin_memcpy(half, &x, sizeof(x));
+    for (int i = 0; i < parts; ++i) wide[i] = expand(half[i], float16{});
+    floats values;
+    __builtin_memcpy(&values, wide, sizeof(values));
+    return values;
 #endif
   }
 };
