@@ -55,6 +55,7 @@ def test_threshold(machine: SimpleNamespace, dtype: torch.dtype, n: int, offset:
     assert mask.numel() == (n + 7) // 8
     if n % 8:
         assert mask[-1] >> n % 8 == 0
+        assert machine.ops.threshold_forward(x, -1.0, True)[1][-1] >> n % 8 == 0
     grad = torch.randn(n + offset, dtype=dtype, device=machine.device)[offset:]
     torch.testing.assert_close(
         machine.ops.threshold_backward(grad, mask), grad.where(kept, 0), rtol=0, atol=0
@@ -127,7 +128,17 @@ def test_linear_activations(machine, dtype, activation, shape) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "shape", [(1, 1, 1), (130, 136, 48), (3, 7, 1000), (700, 5, 3), (0, 3, 4), (3, 0, 4), (3, 4, 0)]
+    "shape",
+    [
+        (1, 1, 1),
+        (130, 136, 48),
+        (3, 7, 1000),
+        (3, 13, 1000),
+        (700, 5, 3),
+        (0, 3, 4),
+        (3, 0, 4),
+        (3, 4, 0),
+    ],
 )
 def test_linear_shapes(machine, dtype, shape) -> None:
     """More than a tile, split sums, and nothing at all."""
@@ -175,6 +186,42 @@ def test_linear_strides(machine, dtype, activation, which, layout) -> None:
     assert grads[1].stride() == torch.empty_like(w).stride()
     exact_bias = torch.where(exact > 0, grad, 0) if activation == "relu" else grad
     assert_near(grads[2], exact_bias.double().sum(0), dtype)
+
+
+def begun_later(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers and strides, from an odd element of memory on."""
+    whole = torch.randn(tensor.numel() + 1, device=tensor.device).to(tensor.dtype)
+    return whole.as_strided(tensor.shape, tensor.stride(), 1).copy_(tensor)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_odd_offsets(machine, dtype, activation) -> None:
+    """Where vectors of elements are not aligned, the bits are those of where they are."""
+
+    def draw(*shape):
+        made = torch.randn(shape, dtype=dtype, device=machine.device)
+        return made.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else made
+
+    def linear(x, w, b, grad):
+        y, grads = run_linear(machine, x, w, b, activation, 0.0, grad)
+        return y, *grads
+
+    def conv2d(x, w, b, residual, grad):
+        options = [(1, 1), (1, 1), (1, 1), 1, activation, 0.0, "auto", True]
+        y, saved = machine.ops.conv2d_forward(x, w, b, residual, *options, True)
+        return y, *machine.ops.conv2d_backward(grad, x, w, saved, *options, [True] * 4)
+
+    images = draw(2, 16, 5, 4), draw(2, 16, 5, 4), draw(2, 16, 5, 4)
+    for call, tensors in (
+        (linear, (draw(9, 16), draw(24, 16), draw(24), draw(9, 24))),
+        (conv2d, (images[0], draw(16, 16, 3, 3), draw(16), *images[1:])),
+    ):
+        wanted = call(*tensors)
+        for i, tensor in enumerate(tensors):
+            found = call(*tensors[:i], begun_later(tensor), *tensors[i + 1 :])
+            for a, b in zip(found, wanted, strict=True):
+                assert torch.equal(a, b), (call.__name__, i)
 
 
 @pytest.mark.parametrize("activation", ["none", "relu", "tanh"])
