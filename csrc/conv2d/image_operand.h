@@ -195,13 +195,13 @@ struct PixelPanels {
 constexpr int64_t near_bytes = 1024;
 
 // Panels along the channels, depth along the pixels. With partial_sums, an array
-// [ceil(pixels / blocking.depth), channels], each packed block leaves its sums over the pixels
-// there.
+// [ceil(pixels / pass_depth), channels], each packed block leaves its sums over the pixels there.
 template <class S, Kind K>
 struct PixelDepth {
   using T = Accumulator<S>;
   const Reader<S, K> reader;
   const PixelGrid grid;
+  const int pass_depth;  // of the GEMM
   T* const partial_sums;
 
   template <int WIDTH>
@@ -259,7 +259,7 @@ struct PixelDepth {
   template <int WIDTH>
   void packed(const T* panel, int64_t first, int count, int64_t depth, int depths) const {
     if (partial_sums == nullptr) return;
-    T* const sums = partial_sums + depth / blocking.depth * reader.from.layout.channels + first;
+    T* const sums = partial_sums + depth / pass_depth * reader.from.layout.channels + first;
     sum_over_depth<T, WIDTH>(panel, count, depths, sums);
   }
 

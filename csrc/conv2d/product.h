@@ -127,9 +127,9 @@ AnyEpilogue<T> any_epilogue(const Epilogue& epilogue) {
 
 template <class T, class A, class B, class Epilogue>
 void multiply_any(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Epilogue& epilogue,
-                  const Parallel& parallel) {
+                  const Parallel& parallel, int pass_depth = blocking.depth) {
   gemm<T>(m, n, k, any_operand<T, tile_rows<T>>(a), any_operand<T, tile_columns<T>>(b),
-          any_epilogue<T>(epilogue), parallel);
+          any_epilogue<T>(epilogue), parallel, pass_depth);
 }
 
 }  // namespace

@@ -13,7 +13,8 @@
 // tile[i * tile_columns<T> + j]; nothing is said of what lies past `columns`.
 //
 // The sum of each element is taken in an order that depends on the shape alone: the same bits come
-// out for any number of threads.
+// out for any number of threads. It is one chain for each pass_depth <= blocking.depth steps of k:
+// the shorter, the less is lost in rounding, and the more often sums are stored and loaded.
 
 namespace lamina {
 namespace LAMINA_ISA {
@@ -23,7 +24,7 @@ template <class T, class A, class B, class Epilogue>
 class Gemm {
  public:
   Gemm(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Epilogue& epilogue,
-       const Parallel& parallel)
+       const Parallel& parallel, int pass_depth)
       : m_(m),
         n_(n),
         k_(k),
@@ -31,6 +32,7 @@ class Gemm {
         b_(b),
         epilogue_(epilogue),
         parallel_(parallel),
+        pass_depth_(pass_depth),
         rows_(m, R),
         column_panels_(ceil_div(n, C)) {}
 
@@ -83,10 +85,10 @@ class Gemm {
 
   // `first_time` tells the operand's sums (packed) from mere repetitions.
   template <int WIDTH, class Operand>
-  static void pack(const Operand& operand, T* panel, int64_t first, int count, int64_t depth,
-                   int64_t depths, bool first_time) {
-    for (int64_t d = 0; d < depths; d += blocking.depth) {
-      const int block = static_cast<int>(min64(blocking.depth, depths - d));
+  void pack(const Operand& operand, T* panel, int64_t first, int count, int64_t depth,
+            int64_t depths, bool first_time) const {
+    for (int64_t d = 0; d < depths; d += pass_depth_) {
+      const int block = static_cast<int>(min64(pass_depth_, depths - d));
       if (WIDTH == R && in_place<T>(operand, first, count, depth + d, block, 0).data != nullptr)
         continue;
       operand.template pack<WIDTH>(panel + d * WIDTH, first, count, depth + d, block);
@@ -133,15 +135,15 @@ class Gemm {
                const Finished& finished) const {
     const int rows = static_cast<int>(i1 - i0), columns = static_cast<int>(j1 - j0);
     Target targets[blocking.column_tiles];
-    for (int64_t d = 0; d == 0 || d < part.depths; d += blocking.depth) {
-      const int64_t depth = min64(blocking.depth, part.depths - d);
-      const bool last = d + blocking.depth >= part.depths;
+    for (int64_t d = 0; d == 0 || d < part.depths; d += pass_depth_) {
+      const int64_t depth = min64(pass_depth_, part.depths - d);
+      const bool last = d + pass_depth_ >= part.depths;
       const Panels b = panels_of_b(d, depth);
       if (last && part.last)
         for (int j = 0; j < columns; ++j)
           targets[j] = target_panel<T>(epilogue_, (j0 + j) * C, this->columns(j0 + j), 0);
       const int64_t share = ceil_div(depth, rows);
-      const Shares a_shares(b.a, k_, columns), b_shares(b.b, k_, rows);
+      const Shares a_shares(b.a, pass_depth_, k_, columns), b_shares(b.b, pass_depth_, k_, rows);
       int i = 0, j = 0;
       for (int t = 0; t < rows * columns; ++t) {
         const int64_t row_panel = i0 + i, column_panel = j0 + j;
@@ -188,9 +190,9 @@ class Gemm {
   // While the sums of a tile run, one of so many shares of what a panel will be packed from.
   struct Shares {
     int64_t depth, depths, each;
-    Shares(const Next& next, int64_t k, int shares)
+    Shares(const Next& next, int64_t pass_depth, int64_t k, int shares)
         : depth(next.depth),
-          depths(depth < 0 ? 0 : min64(blocking.depth, k - depth)),
+          depths(depth < 0 ? 0 : min64(pass_depth, k - depth)),
           each(ceil_div(depths, shares)) {}
     bool any(int share) const { return share * each < depths; }
     int64_t first(int share) const { return depth + share * each; }
@@ -216,7 +218,7 @@ class Gemm {
   void run_shared() {
     const int64_t chunks = k_ > 0 ? ceil_div(k_, chunk_depth) : 1;
     // At least one pass, also without any depth: then the sums are zeros for the epilogue.
-    const int64_t chunk = k_ > 0 ? round_up(ceil_div(k_, chunks), blocking.depth) : blocking.depth;
+    const int64_t chunk = k_ > 0 ? round_up(ceil_div(k_, chunks), pass_depth_) : pass_depth_;
     const bool own_b = rows_.panels <= 2 * blocking.row_tiles;
     const int64_t block =
         own_b ? rows_.panels : ceil_div(rows_.panels, ceil_div(rows_.panels, blocking.row_tiles));
@@ -230,12 +232,12 @@ class Gemm {
     const int workers = threads(row_blocks * column_blocks);
     const int64_t slots = min64(row_blocks, 2 + workers / column_blocks);
     const int64_t b_elements =
-        own_b ? workers * column_tiles * b_panel(blocking.depth) : range * b_panel(chunk);
+        own_b ? workers * column_tiles * b_panel(pass_depth_) : range * b_panel(chunk);
     // Rows are packed so many blocks after these, and wait in the L2.
     const int64_t blocks_ahead = workers / column_blocks > 1 ? workers / column_blocks : 1;
     const bool fetch_a = block * a_panel(chunk) * static_cast<int64_t>(sizeof(T)) <= fetched_bytes;
     const bool keep_all = chunks > 1;
-    const bool keep_block = chunk > blocking.depth;
+    const bool keep_block = chunk > pass_depth_;
     const int64_t block_tiles = keep_block ? block * column_tiles : 1;
     const int64_t all_tiles = keep_all ? rows_.panels * column_panels_ : 0;
 
@@ -306,7 +308,7 @@ class Gemm {
                         nullptr,
                         {blocks_ahead * block, fetch_a ? k0 + d : -1},
                         {0, -1}};
-              T* const own = packed_b + worker * column_tiles * b_panel(blocking.depth);
+              T* const own = packed_b + worker * column_tiles * b_panel(pass_depth_);
               for (int64_t j = jb; j < je; ++j) {
                 direct[j - jb] = b_in_place(j, k0 + d, depth);
                 if (direct[j - jb].data == nullptr)
@@ -333,9 +335,9 @@ class Gemm {
   // C is too small to go round: K is split into a number of parts that depends on the shape only.
   // Each is summed alone, and a second stage adds them up in order.
   void run_split(int64_t splits) {
-    const int64_t part = round_up(ceil_div(k_, splits), blocking.depth);
+    const int64_t part = round_up(ceil_div(k_, splits), pass_depth_);
     splits = ceil_div(k_, part);
-    const int64_t chunk = blocking.depth;
+    const int64_t chunk = pass_depth_;
     const int64_t tiles = rows_.panels * column_panels_;
     const int64_t a_elements = rows_.panels * a_panel(chunk);
     const int64_t b_elements = column_panels_ * b_panel(chunk);
@@ -399,14 +401,15 @@ class Gemm {
   const B& b_;
   const Epilogue& epilogue_;
   const Parallel& parallel_;
+  const int64_t pass_depth_;
   const RowPanels rows_;
   const int64_t column_panels_;
 };
 
 template <class T, class A, class B, class Epilogue>
 void gemm(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Epilogue& epilogue,
-          const Parallel& parallel) {
-  if (m > 0 && n > 0) Gemm<T, A, B, Epilogue>(m, n, k, a, b, epilogue, parallel).run();
+          const Parallel& parallel, int pass_depth = blocking.depth) {
+  if (m > 0 && n > 0) Gemm<T, A, B, Epilogue>(m, n, k, a, b, epilogue, parallel, pass_depth).run();
 }
 
 }  // namespace

@@ -6,11 +6,11 @@
 // GEMM is any type with
 //   template <int WIDTH> void pack(T* panel, int64_t first, int count, int64_t depth, int depths)
 //   const template <int WIDTH> void packed(const T* panel, <the same>) const
-// pack writes the `depths` <= blocking.depth vectors of a block, depth being a multiple of
-// blocking.depth: elements i < count, and where WIDTH is a multiple of lanes<T> (always for B)
-// zeros for i >= count. Otherwise what lies past count is not read, and packing may write whole
-// vectors that spill over into the next depth's elements or, at the end, past the block. packed
-// sees every block of the operand once, just after it was packed, from any thread.
+// pack writes the `depths` <= pass_depth vectors of a block, depth being a multiple of the GEMM's
+// pass_depth: elements i < count, and where WIDTH is a multiple of lanes<T> (always for B) zeros
+// for i >= count. Otherwise what lies past count is not read, and packing may write whole vectors
+// that spill over into the next depth's elements or, at the end, past the block. packed sees every
+// block of the operand once, just after it was packed, from any thread.
 
 namespace lamina {
 namespace LAMINA_ISA {
