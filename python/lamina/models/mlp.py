@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lamina.activations import Activation
-from lamina.layers.linear import Linear
+from lamina.layers.linear_modules import Linear
 
 
 class MLP(nn.Sequential):
