@@ -83,7 +83,7 @@ class FewChannels {
                                              workers * own_bytes))};
     offsets_ = arena.take<int64_t>(depth_);
     packed_ = arena.take<T>(panels_.panels * panel_size());
-    char* const own = arena.next;
+    char* const own = arena.take<char>(workers * own_bytes);
 
     planes_.make_offsets(offsets_);
     each_task(parallel_, panels_.panels, [&](int, int64_t panel) { pack_filters(panel); });

@@ -102,7 +102,7 @@ class FewChannelsGradient {
                                              workers * own_bytes))};
     offsets_ = arena.take<int64_t>(depth_);
     T* const sums = arena.take<T>(parts * sets_ * sums_size_);
-    char* const own = arena.next;
+    char* const own = arena.take<char>(workers * own_bytes);
     planes_.make_offsets(offsets_);
     each_task(parallel_, parts * sets_, [&](int worker, int64_t task) {
       Arena mine{own + worker * own_bytes};

@@ -42,13 +42,14 @@ class WeightGradient {
                                              teams * team_bytes(workers)))};
     shares_.place(arena.take<T>(shares_size));
     bias_ = arena.take<T>(s_.shares * bias_size_);
+    char* const memory = arena.take<char>(teams * team_bytes(workers));
     if (apart) {
       each_task(parallel_, s_.shares, [&](int worker, int64_t share) {
-        sum_share(share, team_at(arena.next + worker * team_bytes(1), 1));
+        sum_share(share, team_at(memory + worker * team_bytes(1), 1));
       });
     } else {
       for (int64_t share = 0; share < s_.shares; ++share)
-        sum_share(share, team_at(arena.next, threads));
+        sum_share(share, team_at(memory, threads));
     }
     if (s_.count == 0 && grad_weight_ != nullptr)
       for (int64_t i = 0; i < shape_.outs * s_.depth * s_.taps(); ++i) grad_weight_[i] = 0;

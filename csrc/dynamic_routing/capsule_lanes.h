@@ -1,6 +1,6 @@
 #pragma once
 
-#include "dynamic_routing/arena.h"
+#include "common/arena.h"
 #include "dynamic_routing/dynamic_routing_kernels.h"
 #include "dynamic_routing/products.h"
 #include "dynamic_routing/softmax.h"

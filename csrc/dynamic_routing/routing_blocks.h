@@ -1,7 +1,7 @@
 #pragma once
 
+#include "common/arena.h"
 #include "common/parallel.h"
-#include "dynamic_routing/arena.h"
 #include "dynamic_routing/capsule_lanes.h"
 #include "dynamic_routing/dynamic_routing_kernels.h"
 #include "dynamic_routing/transpose.h"

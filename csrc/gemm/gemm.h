@@ -1,5 +1,6 @@
 #pragma once
 
+#include "common/arena.h"
 #include "common/parallel.h"
 #include "common/workspace.h"
 #include "gemm/micro_kernel.h"

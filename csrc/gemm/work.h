@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-// How work and memory are shared out: rows to panels, items to threads, one workspace to its users.
+// How work is shared out: rows to panels, items to threads.
 
 namespace lamina {
 namespace LAMINA_ISA {
@@ -33,21 +33,6 @@ inline void wait_for(const int64_t* counter, int64_t value) {
 #endif
   }
 }
-
-// Hands out pieces of one workspace.
-struct Arena {
-  char* next;
-  template <class T>
-  T* take(int64_t count) {
-    T* piece = reinterpret_cast<T*>(next);
-    next += bytes<T>(count);
-    return piece;
-  }
-  template <class T>
-  static int64_t bytes(int64_t count) {
-    return round_up(count * static_cast<int64_t>(sizeof(T)), 64);
-  }
-};
 
 }  // namespace
 }  // namespace LAMINA_ISA
