@@ -96,7 +96,10 @@ def test_results(shape, layout, dtype, given, activation):
 @pytest.mark.parametrize("channels", [(4, 6), (16, 16), (64, 64)])
 @pytest.mark.parametrize(
     ("images", "height", "width"),
-    [(9, 3, 5), (64, 2, 2), (8, 4, 4), (32, 4, 4), (2, 7, 7), (8, 7, 7), (4, 9, 9), (4, 14, 14)],
+    [
+        *((9, 3, 5), (64, 2, 2), (8, 4, 4), (32, 4, 4), (2, 7, 7), (8, 7, 7), (4, 9, 9)),
+        *((4, 14, 14), (2, 28, 28), (2, 33, 31)),
+    ],
 )
 def test_gradients_over_few_pixels(images, height, width, channels, layout):
     """One chain through all pixels would round up to 2.7 times as much as torch's shorter ones."""

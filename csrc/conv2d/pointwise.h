@@ -57,6 +57,14 @@ void pointwise_grad_input(const Conv2dShape& shape, const Source<S>& gradient, c
   });
 }
 
+// Torch sums an image at a time or less: one chain through few pixels would round up to 2.7 times
+// as much. So a pass takes a sixth of them, up to 128; of more than two thousand, a sixteenth.
+inline int gradient_pass_depth(int64_t pixels) {
+  const int64_t sixth = min64(pixels / 96, 7), sixteenth = pixels / 256;
+  return static_cast<int>(
+      min64(blocking.depth, 16 * (1 + (sixth > sixteenth ? sixth : sixteenth))));
+}
+
 // The gradients of the weight and, unless null, of the bias: dZ times the input. dZ costs more to
 // pack, and least as B, whose panels are whole vectors; but then the sums come out transposed,
 // which where there are many costs more.
@@ -66,9 +74,7 @@ void pointwise_grad_weight(const Conv2dShape& shape, const Source<S>& gradient,
                            const Parallel& parallel) {
   using T = Accumulator<S>;
   const int64_t pixels = shape.images * shape.out_height * shape.out_width;
-  // Torch sums an image at a time or less: one chain through few pixels would round up to 2.7 times
-  // as much. So a pass takes a sixth of them.
-  const int pass_depth = static_cast<int>(min64(blocking.depth, (pixels / 96 + 1) * 16));
+  const int pass_depth = gradient_pass_depth(pixels);
   const int64_t blocks = ceil_div(pixels, pass_depth);
   T* const sums = grad_bias != nullptr ? new T[blocks * shape.outs] : nullptr;
   const PixelDepth<S, Kind::none> x{Reader<S, Kind::none>(input), input_grid(shape), pass_depth,
