@@ -12,7 +12,7 @@ from lamina.backends import use_backend
 from lamina.explain import explain
 from lamina.layers.conv2d_modules import Conv2d, Conv2dReLU
 from lamina.layers.conv_batch_norm import ConvBatchNorm2d, ConvBatchNormReLU2d
-from lamina.layers.dynamic_routing_module import DynamicRouting
+from lamina.layers.dynamic_routing_modules import DynamicRouting
 from lamina.layers.linear_modules import Linear, LinearReLU
 from lamina.layers.squash import Squash
 from lamina.layers.threshold import ThresholdReLU

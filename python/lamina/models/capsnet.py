@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lamina.checks import one_hot
 from lamina.layers.conv2d_modules import Conv2d, Conv2dReLU
-from lamina.layers.dynamic_routing_module import DynamicRouting
+from lamina.layers.dynamic_routing_modules import DynamicRouting
 from lamina.layers.linear_modules import Linear, LinearReLU
 from lamina.layers.squash import Squash
 

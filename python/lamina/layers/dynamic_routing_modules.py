@@ -1,4 +1,4 @@
-"""dynamic_routing as a module."""
+"""dynamic_routing as modules."""
 
 from __future__ import annotations
 
