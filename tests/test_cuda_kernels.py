@@ -582,6 +582,17 @@ def test_conv2d_around_the_librarys_records_nothing(machine) -> None:
         assert "Convolution" not in type(tensor.grad_fn).__name__
 
 
+def test_conv2d_around_the_librarys_refuses_another_dtype(machine) -> None:
+    """Of a program that was recorded outside of autocast and runs inside."""
+    if machine.device == "cpu":
+        pytest.skip("autocast lowers aten::convolution on a GPU only")
+    x, w = (torch.randn(2, 2, 3, 3, device=machine.device) for _ in range(2))
+    options = [[1, 1], [1, 1], [1, 1], 1, "relu", 0.0, "library", False]
+    lowered = torch.autocast(machine.device, torch.bfloat16)
+    with lowered, pytest.raises(RuntimeError, match="autocast lowers torch's convolution"):
+        machine.ops.conv2d_forward(x, w, None, None, *options, True)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", SQUASHES)
 @pytest.mark.parametrize("shape", [(3, 5, 8), (7, 3), (1,), (40, 1), (2, 100), (0, 4), (4, 0)])

@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/HeaderOnlyArrayRef.h>
 
 #include <array>
@@ -43,7 +44,11 @@ struct LibraryConvolution {
         from(input),    from(weight), from(std::optional<Tensor>()), from(stride), from(padding),
         from(dilation), from(false),  from(output_padding),          from(groups)};
     call_aten("aten::convolution", stack);
-    return take_detached(stack[0]);
+    const Tensor sums = take_detached(stack[0]);
+    STD_TORCH_CHECK(sums.scalar_type() == input.scalar_type(),
+                    "conv2d: autocast lowers torch's convolution: call this op outside of it, or "
+                    "with tensors of its dtype");
+    return sums;
   }
 
   // The gradients of input and weight, undefined where they are not needed, and no other.
