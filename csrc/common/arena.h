@@ -7,8 +7,8 @@ namespace lamina {
 namespace LAMINA_ISA {
 namespace {
 
-// Hands out consecutive pieces of scratch memory, each at a multiple of 64
-// bytes; with a null base it only counts.
+// Hands out consecutive pieces of scratch memory, each at a multiple of 64 bytes; with a null base
+// it only counts.
 struct Arena {
   char* base;
   int64_t used = 0;

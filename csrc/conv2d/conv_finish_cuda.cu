@@ -28,7 +28,8 @@ void launch_conv_finish(FloatType type, int64_t images, int64_t outs, const Conv
   const int64_t pixels = images * taps.pixels();
   const int64_t rows = outputs.channels_last ? pixels : outs;
   const int64_t columns = outputs.channels_last ? outs : pixels;
-  if (rows * columns == 0) return;
+  const bool changes = outputs.bias || outputs.residual || outputs.activation != Activation::none;
+  if (rows * columns == 0 || !changes) return;
   const int64_t octets = ceil_div<int64_t>(columns, octet);
   with_float_type(type, [&](auto zero) {
     using T = decltype(zero);
