@@ -58,6 +58,18 @@ struct Pack {
   static LAMINA_INLINE Pack load(const T* p) {
     return each([&](int n) { return reinterpret_cast<const Vec*>(p)[n]; });
   }
+  // In registers: GCC would give each multiply-add that it meets a load of its own.
+  LAMINA_INLINE const Pack& held() {
+#pragma GCC unroll 4
+    for (int n = 0; n < VECTORS; ++n) {
+#if defined(__x86_64__)
+      asm("" : "+v"(part[n]));
+#elif defined(__aarch64__)
+      asm("" : "+w"(part[n]));
+#endif
+    }
+    return *this;
+  }
   LAMINA_INLINE void store(T* p) const {
 #pragma GCC unroll 4
     for (int n = 0; n < VECTORS; ++n) reinterpret_cast<Vec*>(p)[n] = part[n];
@@ -137,14 +149,15 @@ constexpr int vector_bytes = 32, accumulators = 8;
 constexpr int vector_bytes = 16, accumulators = 8;
 #endif
 
-// f(Pack) with the tile for so many samples. In two vectors at once an element of the weight that
-// is broadcast meets both: with one, the loads would hold the arithmetic up.
+// f(Pack) with the tile for so many samples, or for teams of them (capsule_lanes.h). In two vectors
+// at once an element of the weight that is broadcast meets both: with one, the loads would hold the
+// arithmetic up.
 template <class T, class F>
-void with_tile(int64_t batch, const F& f) {
+void with_tile(int64_t batch, bool teams, const F& f) {
   constexpr int width = vector_bytes / sizeof(T);
-  if (vector_bytes == 64 && batch <= width / 2)
+  if (vector_bytes == 64 && (teams || batch <= width / 2))
     return f(Pack<T, vector_bytes == 64 ? width / 2 : width, 1>{});
-  if (batch <= width) return f(Pack<T, width, 1>{});
+  if (teams || batch <= width) return f(Pack<T, width, 1>{});
   f(Pack<T, width, 2>{});
 }
 

@@ -18,6 +18,13 @@ LAMINA_INLINE void prefetch(const T* p, int64_t numbers) {
   for (int64_t k = 0; k < numbers; k += 64 / int(sizeof(T))) __builtin_prefetch(p + k, WRITTEN, 3);
 }
 
+// A matrix of packs; a row, and a column, lies so many packs after the one before.
+template <class T>
+struct PackMatrix {
+  const T* data;
+  int64_t row, column;
+};
+
 // A matrix of scalars whose columns are numbered by (outer, depth); another such lies `next` on.
 struct Matrix {
   int64_t rows, row_stride, outer, outer_stride, depth, depth_stride, next;
@@ -32,7 +39,8 @@ struct Count {
 template <int BLOCK, class F>
 LAMINA_INLINE void in_blocks(int64_t rows, const F& f) {
   int64_t row = 0;
-  for (; row + BLOCK <= rows; row += BLOCK) f(Count<BLOCK>{}, row);
+  for (; row + BLOCK <= rows && !(BLOCK == 3 && row + 4 == rows); row += BLOCK)
+    f(Count<BLOCK>{}, row);
   if (BLOCK > 2)
     for (; row + 2 <= rows; row += 2) f(Count<2>{}, row);
   for (; row < rows; ++row) f(Count<1>{}, row);
@@ -41,6 +49,42 @@ LAMINA_INLINE void in_blocks(int64_t rows, const F& f) {
 // Rows summed at once where each takes a pack.
 template <class P>
 constexpr int row_block = accumulators / P::vectors < 8 ? accumulators / P::vectors : 8;
+
+constexpr int pack_rows = vector_bytes == 64 ? 4 : 3;
+
+// emit(row, column, sum over `depth` of a[row, k] b[k, column]), lane by lane.
+template <class Q, class T, class Emit>
+LAMINA_INLINE void multiply_packs(int64_t rows, int64_t columns, int64_t depth,
+                                  const PackMatrix<T>& a, const PackMatrix<T>& b,
+                                  const Emit& emit) {
+  constexpr int L = Q::samples;
+  in_blocks<pack_rows>(rows, [&](auto some_rows, int64_t row) {
+    in_blocks<4>(columns, [&](auto some_columns, int64_t column) {
+      constexpr int M = decltype(some_rows)::value, N = decltype(some_columns)::value;
+      Q sum[M][N];
+#pragma GCC unroll 4
+      for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) sum[m][n] = Q::fill(T(0));
+      const T *left = a.data + row * a.row * L, *right = b.data + column * b.column * L;
+      for (int64_t k = 0; k < depth; ++k, left += a.column * L, right += b.row * L) {
+        Q x[M];
+#pragma GCC unroll 4
+        for (int m = 0; m < M; ++m) x[m] = Q::load(left + m * a.row * L);
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) {
+          const Q y = Q::load(right + n * b.column * L).held();
+#pragma GCC unroll 4
+          for (int m = 0; m < M; ++m) sum[m][n] += x[m] * y;
+        }
+      }
+#pragma GCC unroll 4
+      for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) emit(row + m, column + n, sum[m][n]);
+    });
+  });
+}
 
 template <int ROWS, int STRIDE, class P, class T, class Emit>
 LAMINA_INLINE void product_rows(const Matrix& m, const T* a, int64_t row, const T* x,

@@ -15,6 +15,7 @@ class BackwardCouplings : protected BackwardSteps<T, P> {
  protected:
   using Step = RoutingStep<T, P>;
   using Steps = BackwardSteps<T, P>;
+  using Samples = typename Step::Samples;
   using Step::in_, Step::O, Step::S;
   using Steps::at, Steps::own_, Steps::slot, Steps::steps_, Steps::v_, Steps::sbar_;
   using Steps::coupled_, Steps::kept, Steps::kept_in_, Steps::kept_out_;
@@ -24,7 +25,8 @@ class BackwardCouplings : protected BackwardSteps<T, P> {
   // All of these passes, for the group that was started.
   void find_couplings(const Parallel& parallel) {
     Steps::list_terms();
-    Step::prepare(parallel);
+    if (Step::teams_) return find_couplings_of_teams(parallel);
+    Step::prepare(parallel, false);
     parallel_for(parallel, int(Step::tiles_), [&](int tile) { Steps::start(tile); });
     for (int t = steps_ - 1; t >= Steps::stop_; --t) {
       if (in_.over_in)
@@ -35,9 +37,28 @@ class BackwardCouplings : protected BackwardSteps<T, P> {
     }
   }
 
+  void find_couplings_of_teams(const Parallel& parallel) {
+    const int64_t end = Step::capsules_.tiles(), sums = Step::sums();
+    Step::pack_weights(parallel);
+    Step::for_teams(parallel, [&](int task, int64_t tile, const Samples& samples) {
+      Steps::start(tile);
+      Step::capsules_.form(task, samples, 0, end, nullptr);
+      T* to = Step::cleared_partial(0, tile);
+      for (int t = steps_ - 1; t >= Steps::stop_; --t) {
+        if (in_.over_in)
+          Step::template find_stats<2>(task, tile, samples, v_ + at(t, sums) + tile * sums,
+                                       sbar_ + at(t, sums) + tile * sums);
+        attend_by_capsule(task, samples, tile, 0, end, to, t);
+        Steps::finish(t, tile);
+      }
+    });
+  }
+
   void attend(int task, int64_t chunk, int t) {
-    Step::clear(Step::partial(chunk, 0), Step::tiles_ * Step::sums());
-    if (Step::by_capsule_) return attend_by_capsule(task, chunk, t);
+    T* sums = Step::cleared_partial(chunk, 0, Step::tiles_);
+    if (Step::by_capsule_)
+      return attend_by_capsule(task, Step::few(), 0, Step::tile_begin(chunk),
+                               Step::tile_begin(chunk + 1), sums, t);
     T* coupled = nullptr;
     if (in_.shared) {
       coupled = coupled_ + chunk * Step::group_tiles_ * Step::sums();
@@ -73,22 +94,28 @@ class BackwardCouplings : protected BackwardSteps<T, P> {
         [&](int64_t j) { return P::load(Step::stats(tile, j) + 2 * S); }, c, c + S, kept_out_);
   }
 
-  // The same with in-capsules in the lanes.
-  void attend_by_capsule(int task, int64_t chunk, int t) {
+  // The same with in-capsules in the lanes: tiles begin..end-1 of them, of some of the samples in a
+  // tile.
+  void attend_by_capsule(int task, const Samples& samples, int64_t tile, int64_t begin, int64_t end,
+                         T* sums, int t) {
     const auto& lanes = Step::capsules_;
-    using Q = typename CapsuleLanes<T, P>::Q;
+    using Q = typename CapsuleVotes<T>::Q;
     constexpr int L = Q::samples;
-    const int64_t begin = Step::tile_begin(chunk), end = Step::tile_begin(chunk + 1);
-    const auto couple = [&](int64_t b, int64_t tile) {
-      T *c = Steps::kept_by_capsule(b, tile, slot(t)), *beta = c + O * L;
-      lanes.softmax(b, tile, v_ + at(t, own_), Step::stats_, c);
-      lanes.dots(b, tile, sbar_ + at(t, own_), beta);
-      couple_backward(
-          O, in_.over_in, lanes.mask(b, tile), c, beta,
-          [&](int64_t j) { return Q::fill(Step::stats(0, j)[2 * S + b]); }, c, beta, L);
-      return beta;
-    };
-    lanes.sum_votes(task, begin, end, Step::partial(chunk, 0), couple);
+    const int64_t step = Steps::kept_by_capsule_step();
+    for (int64_t b = 0; b < samples.count; ++b) {
+      const int64_t sample = samples.first + b, vectors = at(t, own_) + tile * own_ + b;
+      const auto couple = [&](int64_t k, T* sm) {
+        lanes.softmax(sample, k, Step::lane_stats(tile, b), sm);
+        T* c = Steps::kept_by_capsule(k, 0, sample - Step::sample(0), slot(t));
+        for (int64_t j = 0; j < O; ++j) prefetch<true>(c + (4 * O + j) * step, 2 * L);
+        couple_backward(
+            O, in_.over_in, lanes.mask(sample, k), sm, sm + O * L,
+            [&](int64_t j) { return Q::fill(Step::stats(tile, j)[2 * S + b]); }, c, c + L, step);
+        return c + L;
+      };
+      lanes.template route<2>(task, samples, b, begin, end, v_ + vectors, sbar_ + vectors, sums + b,
+                              couple, step);
+    }
   }
 };
 

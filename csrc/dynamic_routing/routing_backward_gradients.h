@@ -18,6 +18,7 @@ class BackwardGradients : protected BackwardByCapsule<T, P> {
   using Step = RoutingStep<T, P>;
   using Couplings = BackwardCouplings<T, P>;
   using ByCapsule = BackwardByCapsule<T, P>;
+  using ByCapsule::add_;
   using Couplings::args_, Couplings::steps_, Couplings::stop_, Couplings::own_, Couplings::base_;
   using Couplings::at, Couplings::kept, Couplings::kept_in_, Couplings::kept_out_;
   using Couplings::own_sbar_, Couplings::weighted_u_;
@@ -252,7 +253,6 @@ class BackwardGradients : protected BackwardByCapsule<T, P> {
   }
 
   const int64_t outs_;  // out-capsules at a time
-  bool add_ = false;    // to what the groups before have written
   T *x_, *products_, *grad_u_;
 };
 

@@ -27,11 +27,12 @@ class Backward : BackwardGradients<T, P> {
 
 template <class F>
 void with_backward(const RoutingBackward& args, void* scratch, int threads, const F& f) {
-  const int64_t batch = args.inputs.batch;
   const Arena arena{static_cast<char*>(scratch)};
   const auto of = [&](auto number) {
     using T = decltype(number);
-    with_tile<T>(batch, [&](auto tile) { f(Backward<T, decltype(tile)>(args, arena, threads)); });
+    const bool teams = CapsuleLanes<T>::suit_teams(args.inputs, backward_passes(args));
+    with_tile<T>(args.inputs.batch, teams,
+                 [&](auto tile) { f(Backward<T, decltype(tile)>(args, arena, threads)); });
   };
   args.inputs.f64 ? of(double()) : of(float());
 }

@@ -6,8 +6,29 @@ namespace lamina {
 namespace LAMINA_ISA {
 namespace {
 
-// Couplings kept between the passes; more where the weight itself is larger.
-constexpr int64_t kept_bytes = 24 << 20;
+// Couplings kept between the passes; more where the weight itself is larger. Beside the votes of
+// teams, less.
+constexpr int64_t kept_bytes = 24 << 20, kept_by_teams_bytes = 12 << 20;
+
+// A routing pass is one step with a given v.
+inline bool is_pass(const RoutingBackward& args) { return args.iterations == 0; }
+inline int backward_steps(const RoutingBackward& args) {
+  return is_pass(args) ? 1 : args.iterations;
+}
+// The step at which couplings begin to differ from one another.
+inline int first_step(const RoutingBackward& args) {
+  const RoutingInputs& in = args.inputs;
+  return in.prior == nullptr && in.mask == nullptr && args.v == nullptr ? 1 : 0;
+}
+// The last of the passes over the votes, which go from the last step to the first.
+inline int stop_step(const RoutingBackward& args) {
+  const bool last_only =
+      args.detach_votes && args.grad_bias == nullptr && args.grad_prior == nullptr;
+  return int(max(first_step(args), last_only ? backward_steps(args) - 1 : 0));
+}
+inline int backward_passes(const RoutingBackward& args) {
+  return int(max(backward_steps(args) - stop_step(args), 0));
+}
 
 // Of the backward passes (routing_backward_couplings.h) what belongs to the out-capsules: s, v and
 // sbar of every step, and R, from which the step before gets its sbar. And what the passes leave to
@@ -26,12 +47,13 @@ class BackwardSteps : protected RoutingStep<T, P> {
   };
 
   BackwardSteps(const RoutingBackward& args, Arena& arena, int threads)
-      : Step(args.inputs, threads, slots(args), kept_limit(args.inputs), 3),
+      : Step(args.inputs, threads, backward_passes(args), 2 * backward_passes(args),
+             kept_limit(args), 3),
         args_(args),
-        steps_(steps(args)),
-        first_(first(args)),
-        stop_(stop(args)),
-        slots_(slots(args)),
+        steps_(backward_steps(args)),
+        first_(first_step(args)),
+        stop_(stop_step(args)),
+        slots_(2 * backward_passes(args)),
         own_(O * E * S) {
     const int64_t tiles = Step::group_tiles_, sums = Step::sums();
     Step::lay_out(arena);
@@ -54,23 +76,9 @@ class BackwardSteps : protected RoutingStep<T, P> {
     }
   }
 
-  // A routing pass is one step with a given v.
-  static bool is_pass(const RoutingBackward& args) { return args.iterations == 0; }
-  static int steps(const RoutingBackward& args) { return is_pass(args) ? 1 : args.iterations; }
-  // The step at which couplings begin to differ from one another.
-  static int first(const RoutingBackward& args) {
+  static int64_t kept_limit(const RoutingBackward& args) {
     const RoutingInputs& in = args.inputs;
-    return in.prior == nullptr && in.mask == nullptr && args.v == nullptr ? 1 : 0;
-  }
-  static int stop(const RoutingBackward& args) {
-    const bool last_only =
-        args.detach_votes && args.grad_bias == nullptr && args.grad_prior == nullptr;
-    return int(max(first(args), last_only ? steps(args) - 1 : 0));
-  }
-  static int slots(const RoutingBackward& args) {
-    return int(max(2 * (steps(args) - stop(args)), 0));
-  }
-  static int64_t kept_limit(const RoutingInputs& in) {
+    if (Step::Capsules::suit_teams(in, backward_passes(args))) return kept_by_teams_bytes;
     const int64_t size = in.f64 ? 8 : 4;
     return max(kept_bytes,
                (in.shared ? 1 : in.in_capsules) * in.out_capsules * in.out_dim * in.in_dim * size);
@@ -82,7 +90,7 @@ class BackwardSteps : protected RoutingStep<T, P> {
   // weights, which is written when they have been read.
   void keep(Arena& arena) {
     if (Step::by_capsule_) {
-      arena.take(kept_, in_.batch * Step::capsules_.tiles() * slots_ * O * CapsuleLanes<T, P>::L);
+      arena.take(kept_, Step::capsules_.tiles() * O * kept_by_capsule_step());
       return;
     }
     const int64_t numbers = slots_ * S, weights = E * D, line = 64 / int(sizeof(T));
@@ -108,9 +116,14 @@ class BackwardSteps : protected RoutingStep<T, P> {
   T* kept(int64_t tile, int64_t i, int slot) const {
     return kept_ + tile * kept_tile_ + i * kept_in_ + slot * S;
   }
-  T* kept_by_capsule(int64_t b, int64_t tile, int slot) const {
-    return kept_ +
-           ((b * Step::capsules_.tiles() + tile) * slots_ + slot) * O * CapsuleLanes<T, P>::L;
+  // Of a tile of in-capsules, out-capsule j and sample b of the group. The last pass goes through
+  // the samples for one j after the other; the next lies kept_by_capsule_step() on.
+  T* kept_by_capsule(int64_t tile, int64_t j, int64_t b, int slot) const {
+    return kept_ + (tile * O + j) * kept_by_capsule_step() +
+           (b * slots_ + slot) * CapsuleLanes<T>::L;
+  }
+  int64_t kept_by_capsule_step() const {
+    return Step::group_tiles_ * Step::tile_samples_ * slots_ * CapsuleLanes<T>::L;
   }
   int slot(int t) const { return 2 * (t - stop_); }
   bool votes_vary(int t) const { return !args_.detach_votes || t + 1 == steps_; }

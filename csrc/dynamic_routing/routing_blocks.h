@@ -2,7 +2,7 @@
 
 #include "common/arena.h"
 #include "common/parallel.h"
-#include "dynamic_routing/capsule_lanes.h"
+#include "dynamic_routing/capsule_votes.h"
 #include "dynamic_routing/dynamic_routing_kernels.h"
 #include "dynamic_routing/transpose.h"
 
@@ -11,8 +11,8 @@
 // are cut into chunks, one a task, and a chunk into blocks of a few in-capsules and tiles, whose
 // weights and votes stay in the caches. A chunk's sums are its own and are added up in the order of
 // the chunks, so that no sum depends on the number of threads. W is only ever broadcast, element by
-// element: it is read in whatever layout it has. With few samples in-capsules lie in the lanes
-// (capsule_lanes.h).
+// element: it is read in whatever layout it has. Where it pays, in-capsules lie in the lanes
+// (capsule_lanes.h), and a tile of samples may be a team, whose passes are all one task's.
 
 namespace lamina {
 namespace LAMINA_ISA {
@@ -21,8 +21,9 @@ namespace {
 constexpr int64_t max_chunks = 16;
 // Fewer votes (of a tile each) than this are not worth a task.
 constexpr int64_t chunk_votes = 4096;
-// The sums of a group of tiles, and the v that it reads, should stay in half an L2 cache.
-constexpr int64_t group_bytes = 384 << 10;
+// The sums of a group of tiles, and the v that it reads, should stay in half an L2 cache. Teams
+// have theirs one after the other.
+constexpr int64_t group_bytes = 384 << 10, group_of_teams_bytes = 4 << 20;
 // Some in-capsules at a time go through all tiles, with their W in the L2; and of those a block at
 // a time, with its votes there.
 constexpr int64_t weight_bytes = 96 << 10, vote_bytes = 256 << 10;
@@ -37,11 +38,14 @@ template <class T, class P>
 class RoutingBlocks {
  protected:
   static constexpr int S = P::samples;
+  using Capsules = CapsuleVotes<T>;
+  using Samples = typename Capsules::Samples;
 
-  // `kept` numbers of each (sample, in-capsule, out-capsule) stay in the scratch, at most
-  // `kept_limit` bytes of them, and `vectors` numbers of each (sample, vote dimension).
-  RoutingBlocks(const RoutingInputs& inputs, int threads, int64_t kept, int64_t kept_limit,
-                int64_t vectors)
+  // So many passes over the votes. `kept` numbers of each (sample, in-capsule, out-capsule) stay in
+  // the scratch, at most `kept_limit` bytes of them, and `vectors` numbers of each (sample, vote
+  // dimension).
+  RoutingBlocks(const RoutingInputs& inputs, int threads, int passes, int64_t kept,
+                int64_t kept_limit, int64_t vectors)
       : in_(inputs),
         I(inputs.in_capsules),
         O(inputs.out_capsules),
@@ -52,13 +56,15 @@ class RoutingBlocks {
         si_(inputs.weight_stride[1]),
         se_(inputs.weight_stride[2]),
         sd_(inputs.weight_stride[3]),
-        capsules_(inputs),
-        by_capsule_(capsules_.suit()) {
+        capsules_(inputs, S),
+        teams_(Capsules::suit_teams(inputs, passes)),
+        by_capsule_(teams_ || Capsules::suit_few(inputs)),
+        tile_samples_(teams_ ? Capsules::team(inputs, S) : S) {
     const int64_t tile_sums = vectors * O * votes_dim_ * S * int64_t(sizeof(T));
-    const int64_t tile_kept = kept * I * O * S * int64_t(sizeof(T));
-    int64_t fit = group_bytes / max(tile_sums, 1);
+    const int64_t tile_kept = kept * I * O * tile_samples_ * int64_t(sizeof(T));
+    int64_t fit = (teams_ ? group_of_teams_bytes : group_bytes) / max(tile_sums, 1);
     if (tile_kept > 0) fit = min(fit, kept_limit / tile_kept);
-    const int64_t tiles = max(ceil_div(in_.batch, S), 1);
+    const int64_t tiles = this->tiles();
     group_tiles_ = ceil_div(tiles, ceil_div(tiles, max(fit, 1)));
     groups_ = ceil_div(tiles, group_tiles_);
     span_ = min(max(block_samples / S, 1), group_tiles_);
@@ -71,7 +77,7 @@ class RoutingBlocks {
 
   void lay_out(Arena& arena) {
     if (by_capsule_) {
-      capsules_.lay_out(arena, tasks_);
+      capsules_.lay_out(arena, tasks_, teams_ ? tile_samples_ : in_.batch, teams_);
     } else {
       arena.take(u_, group_tiles_ * I * D * S);
       arena.take(weights_, in_.shared ? 0 : tasks_ * weight_capsules_ * O * E * D);
@@ -80,21 +86,26 @@ class RoutingBlocks {
 
   void start_group(int64_t group) {
     first_tile_ = group * group_tiles_;
-    tiles_ = min(group_tiles_, max(ceil_div(in_.batch, S), 1) - first_tile_);
+    tiles_ = min(group_tiles_, tiles() - first_tile_);
   }
-  int64_t sample(int64_t tile) const { return (first_tile_ + tile) * S; }
-  int count(int64_t tile) const { return int(min(S, in_.batch - sample(tile))); }
+  int64_t tiles() const { return max(ceil_div(in_.batch, tile_samples_), 1); }
+  int64_t sample(int64_t tile) const { return (first_tile_ + tile) * tile_samples_; }
+  int count(int64_t tile) const { return int(min(tile_samples_, in_.batch - sample(tile))); }
   int64_t chunk_begin(int64_t chunk) const { return I * chunk / chunks_; }
   int64_t tile_begin(int64_t chunk) const { return capsules_.tiles() * chunk / chunks_; }
 
-  // f(task, chunk): a task has working memory of its own and takes one chunk after the other, as
-  // many as it can: no sum depends on which.
+  // f(task, k) for k in 0..count-1: a task has working memory of its own and takes one after the
+  // other, as many as it can: no sum depends on which.
+  template <class F>
+  void share_out(const Parallel& parallel, int64_t count, const F& f) const {
+    int64_t next = 0;
+    parallel_for(parallel, int(min(tasks_, count)), [&](int task) {
+      for (int64_t k; (k = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < count;) f(task, k);
+    });
+  }
   template <class F>
   void for_chunks(const Parallel& parallel, const F& f) const {
-    int64_t next = 0;
-    parallel_for(parallel, int(tasks_), [&](int task) {
-      for (int64_t k; (k = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < chunks_;) f(task, k);
-    });
+    share_out(parallel, chunks_, f);
   }
 
   // The weights of a few in-capsules, from `first` on.
@@ -148,11 +159,10 @@ class RoutingBlocks {
 
   T* u(int64_t tile, int64_t i) const { return u_ + (tile * I + i) * D * S; }
 
-  // u as packs; with in-capsules in the lanes the votes, too.
-  void prepare(const Parallel& parallel) {
+  // u as packs.
+  void pack_u(const Parallel& parallel) {
     const int64_t sample_step = in_.u_stride[0], step = in_.u_stride[1], dim_step = in_.u_stride[2];
-    for_chunks(parallel, [&](int task, int64_t chunk) {
-      if (by_capsule_) return capsules_.form_votes(task, tile_begin(chunk), tile_begin(chunk + 1));
+    for_chunks(parallel, [&](int, int64_t chunk) {
       const int64_t begin = chunk_begin(chunk), end = chunk_begin(chunk + 1);
       for (int64_t tile = 0; tile < tiles_; ++tile) {
         const T* from = static_cast<const T*>(in_.u) + sample(tile) * sample_step;
@@ -171,8 +181,9 @@ class RoutingBlocks {
 
   const RoutingInputs& in_;
   const int64_t I, O, D, E, votes_dim_, so_, si_, se_, sd_;
-  CapsuleLanes<T, P> capsules_;
-  const bool by_capsule_;
+  Capsules capsules_;
+  const bool teams_, by_capsule_;
+  const int64_t tile_samples_;
   int64_t groups_, group_tiles_, span_, chunks_, tasks_, block_, weight_capsules_, first_tile_ = 0,
                                                                                    tiles_ = 0;
   T *u_, *weights_;

@@ -8,11 +8,12 @@ namespace {
 template <class T, class P>
 class Forward : RoutingStep<T, P> {
   using Step = RoutingStep<T, P>;
+  using Samples = typename Step::Samples;
   using Step::D, Step::E, Step::I, Step::in_, Step::O, Step::S, Step::votes_dim_;
 
  public:
   Forward(const RoutingForward& args, Arena arena, int threads)
-      : Step(args.inputs, threads, 0, 0, 2), args_(args) {
+      : Step(args.inputs, threads, args.iterations, 0, 0, 2), args_(args) {
     Step::lay_out(arena);
     arena.take(v_, Step::group_tiles_ * Step::sums());
     arena.take(s_, Step::group_tiles_ * (E + votes_dim_) * S);
@@ -22,30 +23,55 @@ class Forward : RoutingStep<T, P> {
   void run(const Parallel& parallel) {
     for (int64_t group = 0; group < Step::groups_; ++group) {
       Step::start_group(group);
-      Step::prepare(parallel);
-      parallel_for(parallel, int(Step::tiles_), [&](int tile) { start(tile); });
-      for (int t = 0; t < max(args_.iterations, 1); ++t) {
-        const bool uniform = t == 0 && args_.v == nullptr && Step::uniform_start();
-        if (in_.over_in && !uniform) Step::template find_stats<1>(parallel, v_);
-        const bool last = t + 1 >= args_.iterations;
-        Step::for_chunks(parallel, [&](int task, int64_t chunk) {
-          Step::clear(Step::partial(chunk, 0), Step::tiles_ * Step::sums());
-          if (Step::by_capsule_)
-            attend_by_capsule(task, chunk, uniform, last);
-          else
-            uniform ? add_up(task, chunk) : attend(task, chunk, last);
-        });
-        parallel_for(parallel, int(Step::tiles_), [&](int tile) {
-          finish(t, tile, uniform);
-          if (uniform && last) write_uniform_couplings(tile);
-        });
-      }
+      Step::teams_ ? run_teams(parallel) : run_group(parallel);
     }
   }
 
   size_t used;
 
  private:
+  bool uniform(int t) const { return t == 0 && args_.v == nullptr && Step::uniform_start(); }
+  bool last(int t) const { return t + 1 >= args_.iterations; }
+
+  void run_group(const Parallel& parallel) {
+    Step::prepare(parallel, uniform(0));
+    parallel_for(parallel, int(Step::tiles_), [&](int tile) { start(tile); });
+    for (int t = 0; t < max(args_.iterations, 1); ++t) {
+      if (in_.over_in && !uniform(t)) Step::template find_stats<1>(parallel, v_);
+      if (!(Step::by_capsule_ && uniform(t)))
+        Step::for_chunks(parallel, [&](int task, int64_t chunk) {
+          T* sums = Step::cleared_partial(chunk, 0, Step::tiles_);
+          if (Step::by_capsule_)
+            attend_by_capsule(task, Step::few(), 0, Step::tile_begin(chunk),
+                              Step::tile_begin(chunk + 1), sums, last(t));
+          else
+            uniform(t) ? add_up(task, chunk) : attend(task, chunk, last(t));
+        });
+      parallel_for(parallel, int(Step::tiles_), [&](int tile) {
+        finish(t, tile, uniform(t));
+        if (uniform(t) && last(t)) write_uniform_couplings(tile);
+      });
+    }
+  }
+
+  void run_teams(const Parallel& parallel) {
+    const int64_t end = Step::capsules_.tiles();
+    Step::pack_weights(parallel);
+    Step::for_teams(parallel, [&](int task, int64_t tile, const Samples& samples) {
+      start(tile);
+      T* sums = Step::cleared_partial(0, tile);
+      Step::capsules_.form(task, samples, 0, end, uniform(0) ? sums : nullptr);
+      for (int t = 0; t < args_.iterations; ++t) {
+        if (!uniform(t)) {
+          if (in_.over_in)
+            Step::template find_stats<1>(task, tile, samples, v_ + tile * Step::sums());
+          attend_by_capsule(task, samples, tile, 0, end, sums, last(t));
+        }
+        finish(t, tile, uniform(t));
+      }
+    });
+  }
+
   void start(int64_t tile) {
     T* v = v_ + tile * Step::sums();
     if (args_.v == nullptr) return Step::clear(v, Step::sums());
@@ -94,25 +120,29 @@ class Forward : RoutingStep<T, P> {
     });
   }
 
-  void attend_by_capsule(int task, int64_t chunk, bool uniform, bool last) {
+  // Tiles begin..end-1 of in-capsules, of some of the samples in a tile.
+  void attend_by_capsule(int task, const Samples& samples, int64_t tile, int64_t begin, int64_t end,
+                         T* sums, bool last) {
     const auto& lanes = Step::capsules_;
-    using Q = typename CapsuleLanes<T, P>::Q;
+    using Q = typename CapsuleVotes<T>::Q;
     constexpr int L = Q::samples;
-    T* c = lanes.factors(task);
-    const int64_t begin = Step::tile_begin(chunk), end = Step::tile_begin(chunk + 1);
-    const auto couple = [&](int64_t b, int64_t tile) {
-      if (!uniform) lanes.softmax(b, tile, v_, Step::stats_, c);
-      const Q mask = lanes.mask(b, tile);
-      T* to = static_cast<T*>(args_.couplings) + (b * I + tile * L) * O;
-      for (int64_t j = 0; j < O; ++j) {
-        const Q factor = uniform ? Q::fill(T(1)) : Q::load(c + j * L) * mask;
-        factor.store(c + j * L);
-        if (last && !uniform && args_.couplings != nullptr)
-          factor.scatter(to + j, O, lanes.count(tile));
-      }
-      return c;
-    };
-    lanes.sum_votes(task, begin, end, Step::partial(chunk, 0), couple);
+    for (int64_t b = 0; b < samples.count; ++b) {
+      const int64_t sample = samples.first + b;
+      const auto couple = [&](int64_t k, T* c) {
+        lanes.softmax(sample, k, Step::lane_stats(tile, b), c);
+        if (in_.mask != nullptr) {
+          const Q mask = lanes.mask(sample, k);
+          for (int64_t j = 0; j < O; ++j) (Q::load(c + j * L) * mask).store(c + j * L);
+        }
+        if (last && args_.couplings != nullptr) {
+          T* to = static_cast<T*>(args_.couplings) + (sample * I + k * L) * O;
+          for (int64_t j = 0; j < O; ++j) Q::load(c + j * L).scatter(to + j, O, lanes.count(k));
+        }
+        return c;
+      };
+      lanes.template route<1>(task, samples, b, begin, end, v_ + tile * Step::sums() + b, nullptr,
+                              sums + b, couple, L);
+    }
   }
 
   // From the dot products with v to in-capsule i's coupling coefficients, in place.
@@ -177,11 +207,12 @@ class Forward : RoutingStep<T, P> {
 // f(instance of Forward for the dtype and the batch)
 template <class F>
 void with_forward(const RoutingForward& args, void* scratch, int threads, const F& f) {
-  const int64_t batch = args.inputs.batch;
   const Arena arena{static_cast<char*>(scratch)};
   const auto of = [&](auto number) {
     using T = decltype(number);
-    with_tile<T>(batch, [&](auto tile) { f(Forward<T, decltype(tile)>(args, arena, threads)); });
+    const bool teams = CapsuleLanes<T>::suit_teams(args.inputs, args.iterations);
+    with_tile<T>(args.inputs.batch, teams,
+                 [&](auto tile) { f(Forward<T, decltype(tile)>(args, arena, threads)); });
   };
   args.inputs.f64 ? of(double()) : of(float());
 }

@@ -20,12 +20,13 @@ class RoutingStep : protected RoutingBlocks<T, P> {
  protected:
   using Blocks = RoutingBlocks<T, P>;
   using Block = typename Blocks::Block;
+  using Samples = typename Blocks::Samples;
   using Blocks::ahead, Blocks::count, Blocks::for_chunks, Blocks::sample, Blocks::sweep;
   using Blocks::block_, Blocks::by_capsule_, Blocks::capsules_, Blocks::chunks_;
   using Blocks::Blocks;
   using Blocks::D, Blocks::E, Blocks::I, Blocks::in_, Blocks::O, Blocks::S, Blocks::votes_dim_;
   using Blocks::group_tiles_, Blocks::span_, Blocks::tasks_, Blocks::tiles_;
-  using Blocks::sd_, Blocks::se_, Blocks::tile_begin, Blocks::u, Blocks::weights;
+  using Blocks::sd_, Blocks::se_, Blocks::teams_, Blocks::tile_begin, Blocks::u, Blocks::weights;
 
   void lay_out(Arena& arena) {
     Blocks::lay_out(arena);
@@ -33,11 +34,34 @@ class RoutingStep : protected RoutingBlocks<T, P> {
       arena.take(votes_, in_.shared ? 0 : tasks_ * span_ * block_ * O * E * S);
       arena.take(dots_, tasks_ * span_ * block_ * 2 * O * S);
     }
-    arena.take(partial_, chunks_ * group_tiles_ * sums());
+    arena.take(partial_, partials() * group_tiles_ * sums());
     if (in_.over_in) {
-      arena.take(partial_stats_, chunks_ * group_tiles_ * stats_packs * O * S);
+      arena.take(partial_stats_, partials() * group_tiles_ * stats_packs * O * S);
       arena.take(stats_, group_tiles_ * stats_packs * O * S);
     }
+  }
+
+  // Before the first pass over a group's votes.
+  void prepare(const Parallel& parallel, bool sum) {
+    if (!by_capsule_) return Blocks::pack_u(parallel);
+    for_chunks(parallel, [&](int task, int64_t chunk) {
+      T* sums = sum ? cleared_partial(chunk, 0) : nullptr;
+      capsules_.form(task, few(), tile_begin(chunk), tile_begin(chunk + 1), sums);
+    });
+  }
+  void pack_weights(const Parallel& parallel) {
+    if (sample(0) > 0) return;  // the first group did
+    for_chunks(parallel, [&](int, int64_t chunk) {
+      capsules_.pack_weights(tile_begin(chunk), tile_begin(chunk + 1));
+    });
+  }
+  Samples few() const { return capsules_.samples(0, 0, int(in_.batch)); }
+  // f(task, tile, samples) for each team of the group.
+  template <class F>
+  void for_teams(const Parallel& parallel, const F& f) const {
+    Blocks::share_out(parallel, tiles_, [&](int task, int64_t tile) {
+      f(task, tile, capsules_.samples(task, sample(tile), count(tile)));
+    });
   }
 
   int64_t sums() const { return O * votes_dim_ * S; }  // numbers in a tile's sums s
@@ -150,11 +174,11 @@ class RoutingStep : protected RoutingBlocks<T, P> {
   template <int DOTS>
   void find_stats(const Parallel& parallel, const T* v, const T* sbar = nullptr) {
     for_chunks(parallel, [&](int task, int64_t chunk) {
-      T* chunk_stats = partial_stats_ + chunk * group_tiles_ * stats_packs * O * S;
+      T* chunk_stats = partial_stats(chunk, 0);
       for (int64_t k = 0; k < tiles_ * O; ++k) start_stats<P>(chunk_stats + k * stats_packs * S);
       if (by_capsule_)
-        return capsules_.find_stats(task, tile_begin(chunk), tile_begin(chunk + 1), v, sbar,
-                                    chunk_stats);
+        return capsules_.template find_stats<DOTS>(task, few(), tile_begin(chunk),
+                                                   tile_begin(chunk + 1), v, sbar, chunk_stats);
       sweep(task, chunk, [&](const Block& block) {
         vote<DOTS>(task, block, v, sbar);
         for (int64_t t = 0; t < block.tiles; ++t)
@@ -170,26 +194,51 @@ class RoutingStep : protected RoutingBlocks<T, P> {
           }
       });
     });
-    for (int64_t tile = 0; tile < tiles_; ++tile)
-      for (int64_t j = 0; j < O; ++j) {
-        T* total = stats(tile, j);
-        start_stats<P>(total, in_.leaky);
-        for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
-          const T* more =
-              partial_stats_ + ((chunk * group_tiles_ + tile) * O + j) * stats_packs * S;
-          merge_stats(total, P::load(more), P::load(more + S), P::load(more + 2 * S));
-        }
-        const P inverse = P::fill(T(1)) / P::load(total + S);
-        inverse.store(total + S);
-        (P::load(total + 2 * S) * inverse).store(total + 2 * S);
+    for (int64_t tile = 0; tile < tiles_; ++tile) close_stats(tile);
+  }
+  // The same of a team, whose v and sbar are given.
+  template <int DOTS>
+  void find_stats(int task, int64_t tile, const Samples& samples, const T* v,
+                  const T* sbar = nullptr) {
+    T* stats = partial_stats(0, tile);
+    for (int64_t j = 0; j < O; ++j) start_stats<P>(stats + j * stats_packs * S);
+    capsules_.template find_stats<DOTS>(task, samples, 0, capsules_.tiles(), v, sbar, stats);
+    close_stats(tile);
+  }
+  void close_stats(int64_t tile) {
+    for (int64_t j = 0; j < O; ++j) {
+      T* total = stats(tile, j);
+      start_stats<P>(total, in_.leaky);
+      for (int64_t chunk = 0; chunk < partials(); ++chunk) {
+        const T* more = partial_stats(chunk, tile) + j * stats_packs * S;
+        merge_stats(total, P::load(more), P::load(more + S), P::load(more + 2 * S));
       }
+      const P inverse = P::fill(T(1)) / P::load(total + S);
+      inverse.store(total + S);
+      (P::load(total + 2 * S) * inverse).store(total + 2 * S);
+    }
+  }
+  T* partial_stats(int64_t chunk, int64_t tile) const {
+    return partial_stats_ + (chunk * group_tiles_ + tile) * stats_packs * O * S;
   }
   // Of a softmax over the in-capsules: the largest logit, the inverse of the sum of exponentials,
   // and the mean of x.
   T* stats(int64_t tile, int64_t j) const { return stats_ + (tile * O + j) * stats_packs * S; }
+  // Those of lane b, where there are any.
+  const T* lane_stats(int64_t tile, int64_t b) const {
+    return in_.over_in ? stats(tile, 0) + b : nullptr;
+  }
 
+  // Sums are cut into so many parts.
+  int64_t partials() const { return teams_ ? 1 : chunks_; }
   T* partial(int64_t chunk, int64_t tile) const {
     return partial_ + (chunk * group_tiles_ + tile) * sums();
+  }
+  // From `tile` on, of so many tiles.
+  T* cleared_partial(int64_t chunk, int64_t tile, int64_t tiles = 1) const {
+    T* sums = partial(chunk, tile);
+    clear(sums, tiles * this->sums());
+    return sums;
   }
   static void clear(T* x, int64_t numbers) {
     for (int64_t k = 0; k < numbers; k += S) P::fill(T(0)).store(x + k);
@@ -199,7 +248,7 @@ class RoutingStep : protected RoutingBlocks<T, P> {
   }
   // The chunks' partial sums, added up into those of chunk 0.
   T* total(int64_t tile) const {
-    for (int64_t chunk = 1; chunk < chunks_; ++chunk)
+    for (int64_t chunk = 1; chunk < partials(); ++chunk)
       add(partial(0, tile), partial(chunk, tile), sums());
     return partial(0, tile);
   }

@@ -1,0 +1,201 @@
+#pragma once
+
+#include "dynamic_routing/capsule_lanes.h"
+
+namespace lamina {
+namespace LAMINA_ISA {
+namespace {
+
+// The votes of a few samples, held with in-capsules in the lanes, and the passes over them.
+template <class T>
+class CapsuleVotes : public CapsuleLanes<T> {
+  using Lanes = CapsuleLanes<T>;
+  using Lanes::D, Lanes::E, Lanes::in_, Lanes::O, Lanes::stride_, Lanes::tiles_;
+
+ public:
+  using Lanes::add_prior, Lanes::L, Lanes::Lanes;
+  using typename Lanes::Q;
+
+  // Samples of the batch whose votes are held at once: at most `held`.
+  struct Samples {
+    int64_t first;
+    int count;
+    T* votes;
+  };
+
+  void lay_out(Arena& arena, int64_t tasks, int64_t held, bool teams) {
+    Lanes::lay_out(arena, tasks, teams);
+    held_ = held;
+    arena.take(votes_, (teams ? tasks : 1) * held * sample_step());
+    arena.take(u_, tasks * held * D * L);
+    arena.take(sums_, tasks * held * O * E * L);
+    arena.take(dots_, tasks * block * 2 * O * L);
+    if (in_.over_in) arena.take(stats_, tasks * stats_packs * O * L);
+  }
+  // In the memory of so many a team.
+  Samples samples(int team, int64_t first, int count) const {
+    return {first, count, votes_ + team * held_ * sample_step()};
+  }
+
+  // The votes of tiles begin..end-1, and, unless `to` is null, their sums, in packs of samples.
+  void form(int task, const Samples& samples, int64_t begin, int64_t end, T* to) const {
+    const int64_t numbers = O * E * L;
+    const WeightBlock& weight = Lanes::weight_;
+    T *u = u_ + task * held_ * D * L, *sums = sums_ + task * held_ * numbers;
+    if (to != nullptr) __builtin_memset(sums, 0, samples.count * numbers * sizeof(T));
+    for (int64_t tile = begin; tile < end; ++tile) {
+      Lanes::pack_u(samples.first, samples.count, tile, u);
+      for (int64_t j = 0; j < O; ++j) {
+        const T* w = Lanes::weights(task, tile, j);
+        T* votes = this->votes(samples, 0, tile);
+        const auto form_with = [&](const auto& meet) __attribute__((always_inline)) {
+          multiply_packs<Q>(samples.count, E, D, PackMatrix<T>{u, D, 1},
+                            PackMatrix<T>{w, weight.d_step, weight.e_step},
+                            [&](int64_t b, int64_t e, const Q& vote)
+                                __attribute__((always_inline)) {
+                                  const int64_t at = (j * E + e) * L;
+                                  vote.store(votes + b * sample_step() + at);
+                                  meet(b * numbers + at, vote);
+                                });
+        };
+        if (to == nullptr)
+          form_with([](int64_t, const Q&) {});
+        else
+          form_with([&](int64_t at, const Q& vote) __attribute__((always_inline)) {
+            (Q::load(sums + at) + vote).store(sums + at);
+          });
+      }
+    }
+    for (int64_t b = 0; b < samples.count && to != nullptr; ++b)
+      add_lanes(sums + b * numbers, to + b);
+  }
+
+  // Tiles begin..end-1 of sample b: their dot products with DOTS sets of vectors [O, E], from which
+  // couple(tile, dots) makes packs of factors, so far apart for each out-capsule; and the sums of
+  // the votes times these. Vectors and sums are those of the sample's lane in packs of samples.
+  template <int DOTS, class Couple>
+  void route(int task, const Samples& samples, int64_t b, int64_t begin, int64_t end,
+             const T* first, const T* second, T* to, const Couple& couple,
+             int64_t factor_step) const {
+    T *sums = sums_ + task * held_ * O * E * L, *dots = dots_ + task * block * 2 * O * L;
+    __builtin_memset(sums, 0, O * E * L * sizeof(T));
+    in_blocks<block>(end - begin, [&](auto size, int64_t at) {
+      constexpr int N = decltype(size)::value;
+      const T* vote = votes(samples, b, begin + at);
+      meet<DOTS, N>(vote, first, second, dots);
+      const T* factors[N];
+      for (int n = 0; n < N; ++n) factors[n] = couple(begin + at + n, dots + n * 2 * O * L);
+      add_votes<N>(vote, factors, factor_step, sums);
+    });
+    add_lanes(sums, to);
+  }
+
+  // The same tiles' part in the running stats of a softmax over the in-capsules; x are the dot
+  // products with sbar, where that is given.
+  template <int DOTS>
+  void find_stats(int task, const Samples& samples, int64_t begin, int64_t end, const T* v,
+                  const T* sbar, T* stats) const {
+    T *logits = dots_ + task * block * 2 * O * L, *x = logits + O * L;
+    T* packs = stats_ + task * stats_packs * O * L;
+    for (int64_t b = 0; b < samples.count; ++b) {
+      const int64_t sample = samples.first + b;
+      for (int64_t j = 0; j < O; ++j) start_stats<Q>(packs + j * stats_packs * L);
+      for (int64_t tile = begin; tile < end; ++tile) {
+        meet<DOTS, 1>(votes(samples, b, tile), v + b, DOTS == 2 ? sbar + b : nullptr, logits);
+        add_prior(sample, tile, logits);
+        const Q mask = Lanes::mask(sample, tile);
+        for (int64_t j = 0; j < O; ++j)
+          merge_stats(packs + j * stats_packs * L, Q::load(logits + j * L), Q::fill(T(1)),
+                      DOTS == 2 ? mask * Q::load(x + j * L) : Q::fill(T(0)));
+      }
+      for (int64_t j = 0; j < O; ++j) {
+        const T* lanes = packs + j * stats_packs * L;
+        T largest = lanes[0];
+        for (int l = 1; l < L; ++l) largest = lanes[l] > largest ? lanes[l] : largest;
+        const Q share = Q::exp(Q::load(lanes) - Q::fill(largest));
+        T* to = stats + j * stats_packs * stride_ + b;
+        to[0] = largest;
+        to[stride_] = (Q::load(lanes + L) * share).sum();
+        to[2 * stride_] = (Q::load(lanes + 2 * L) * share).sum();
+      }
+    }
+  }
+
+ private:
+  // Tiles met at once: their votes should stay in the L1 from the dot products to the sums.
+  static constexpr int block = vector_bytes == 64 ? 2 : 4;
+
+  // From one sample's votes to the next: not a multiple of the L1 cache's period.
+  int64_t sample_step() const {
+    constexpr int64_t page = 4096 / sizeof(T);
+    return ceil_div(tiles_ * O * E * L, page) * page + page / 8;
+  }
+  T* votes(const Samples& samples, int64_t b, int64_t tile) const {
+    return samples.votes + b * sample_step() + tile * O * E * L;
+  }
+
+  // to [N, 2, O] = the dot products of N tiles' votes with DOTS sets of vectors.
+  template <int DOTS, int N>
+  LAMINA_INLINE void meet(const T* votes, const T* first, const T* second, T* to) const {
+    const int64_t step = O * E * L;
+    for (int64_t j = 0; j < O; ++j, to += L) {
+      Q sum[DOTS][N];
+#pragma GCC unroll 2
+      for (int k = 0; k < DOTS; ++k)
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) sum[k][n] = Q::fill(T(0));
+      for (int64_t e = 0; e < E; ++e, votes += L) {
+        const int64_t at = (j * E + e) * stride_;
+        const Q left = Q::fill(first[at]), right = Q::fill(DOTS == 2 ? second[at] : T(0));
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) {
+          const Q vote = Q::load(votes + n * step).held();
+          sum[0][n] += left * vote;
+          if (DOTS == 2) sum[DOTS - 1][n] += right * vote;
+        }
+      }
+#pragma GCC unroll 2
+      for (int k = 0; k < DOTS; ++k)
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) sum[k][n].store(to + (n * 2 + k) * O * L);
+    }
+  }
+
+  // sums [O, E] += the votes of N tiles times factors.
+  template <int N>
+  LAMINA_INLINE void add_votes(const T* votes, const T* const (&factors)[N], int64_t factor_step,
+                               T* sums) const {
+    const int64_t step = O * E * L;
+    for (int64_t j = 0; j < O; ++j) {
+      Q factor[N];
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) factor[n] = Q::load(factors[n] + j * factor_step);
+      for (int64_t e = 0; e < E; ++e, votes += L, sums += L) {
+        Q sum = Q::load(sums);
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) sum += factor[n] * Q::load(votes + n * step);
+        sum.store(sums);
+      }
+    }
+  }
+
+  // A lane of packs of samples, [O, E], from sums over in-capsules that still lie in lanes.
+  void add_lanes(const T* sums, T* to) const {
+    for (int64_t k = 0; k < O * E; k += L) {
+      const int count = int(min(L, O * E - k));
+      typename Q::Vec packs[L];
+#pragma GCC unroll 16
+      for (int l = 0; l < L; ++l)
+        packs[l] = l < count ? Q::load(sums + (k + l) * L).part[0] : typename Q::Vec{};
+      const typename Q::Vec totals = lane_sums<Q>(packs);
+      for (int l = 0; l < count; ++l) to[(k + l) * stride_] = totals[l];
+    }
+  }
+
+  int64_t held_;
+  T *votes_, *u_, *sums_, *dots_, *stats_ = nullptr;
+};
+
+}  // namespace
+}  // namespace LAMINA_ISA
+}  // namespace lamina
