@@ -99,14 +99,15 @@ class CapsuleLanes {
         transpose_weights(tile, j, packed_ + (tile * O + j) * E * D * L);
   }
 
-  // u of a tile's in-capsules, [count, D], for `count` samples from `first` on.
-  void pack_u(int64_t first, int64_t count, int64_t tile, T* to) const {
+  // u of a tile's in-capsules, [count, D], for `count` samples from `first` on. What lies `ahead`
+  // will be read next.
+  void pack_u(int64_t first, int64_t count, int64_t tile, int64_t ahead, T* to) const {
     const int64_t *stride = in_.u_stride, run = stride[2] == 1 ? D : 1;
     for (int64_t b = 0; b < count; ++b, to += D * L)
       for (int64_t d = 0; d < D; d += run)
         rows_to_packs(static_cast<const T*>(in_.u) + (first + b) * stride[0] +
                           tile * L * stride[1] + d * stride[2],
-                      stride[1], this->count(tile), run, to + d * L, stride[0]);
+                      stride[1], this->count(tile), run, to + d * L, ahead);
   }
 
   // to_packs and from_packs of a tile's in-capsules. Half a vector of columns is turned in halves.

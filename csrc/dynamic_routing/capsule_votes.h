@@ -16,6 +16,9 @@ class CapsuleVotes : public CapsuleLanes<T> {
   using Lanes::add_prior, Lanes::L, Lanes::Lanes;
   using typename Lanes::Q;
 
+  // Tiles met at once: their votes should stay in the L1 from the dot products to the sums.
+  static constexpr int block = vector_bytes == 64 ? 2 : 4;
+
   // Samples of the batch whose votes are held at once: at most `held`.
   struct Samples {
     int64_t first;
@@ -30,6 +33,7 @@ class CapsuleVotes : public CapsuleLanes<T> {
     arena.take(u_, tasks * held * D * L);
     arena.take(sums_, tasks * held * O * E * L);
     arena.take(dots_, tasks * block * 2 * O * L);
+    arena.take(vectors_, tasks * held * 2 * O * E);
     if (in_.over_in) arena.take(stats_, tasks * stats_packs * O * L);
   }
   // In the memory of so many a team.
@@ -37,71 +41,63 @@ class CapsuleVotes : public CapsuleLanes<T> {
     return {first, count, votes_ + team * held_ * sample_step()};
   }
 
-  // The votes of tiles begin..end-1, and, unless `to` is null, their sums, in packs of samples.
-  void form(int task, const Samples& samples, int64_t begin, int64_t end, T* to) const {
-    const int64_t numbers = O * E * L;
-    const WeightBlock& weight = Lanes::weight_;
-    T *u = u_ + task * held_ * D * L, *sums = sums_ + task * held_ * numbers;
-    if (to != nullptr) __builtin_memset(sums, 0, samples.count * numbers * sizeof(T));
-    for (int64_t tile = begin; tile < end; ++tile) {
-      Lanes::pack_u(samples.first, samples.count, tile, u);
-      for (int64_t j = 0; j < O; ++j) {
-        const T* w = Lanes::weights(task, tile, j);
-        T* votes = this->votes(samples, 0, tile);
-        const auto form_with = [&](const auto& meet) __attribute__((always_inline)) {
-          multiply_packs<Q>(samples.count, E, D, PackMatrix<T>{u, D, 1},
-                            PackMatrix<T>{w, weight.d_step, weight.e_step},
-                            [&](int64_t b, int64_t e, const Q& vote)
-                                __attribute__((always_inline)) {
-                                  const int64_t at = (j * E + e) * L;
-                                  vote.store(votes + b * sample_step() + at);
-                                  meet(b * numbers + at, vote);
-                                });
-        };
-        if (to == nullptr)
-          form_with([](int64_t, const Q&) {});
-        else
-          form_with([&](int64_t at, const Q& vote) __attribute__((always_inline)) {
-            (Q::load(sums + at) + vote).store(sums + at);
-          });
+  // The vectors [O, E] that the votes will meet, one set or two of them, from packs of samples.
+  void take_vectors(int task, int count, const T* first, const T* second) const {
+    for (int64_t b = 0; b < count; ++b)
+      for (int64_t k = 0; k < O * E; ++k) {
+        vectors(task, b, 0)[k] = first[k * stride_ + b];
+        if (second != nullptr) vectors(task, b, 1)[k] = second[k * stride_ + b];
       }
-    }
-    for (int64_t b = 0; b < samples.count && to != nullptr; ++b)
-      add_lanes(sums + b * numbers, to + b);
+  }
+  // Each task adds up sums [O, E] of so many samples, over in-capsules that lie in lanes.
+  void clear_sums(int task, int count) const {
+    __builtin_memset(sums(task, 0), 0, count * O * E * L * sizeof(T));
+  }
+  // On to packs of samples.
+  void take_sums(int task, int count, T* to) const {
+    for (int64_t b = 0; b < count; ++b) add_lanes(sums(task, b), to + b);
   }
 
-  // Tiles begin..end-1 of sample b: their dot products with DOTS sets of vectors [O, E], from which
+  // The votes of tiles begin..end-1, and, with `add`, their sums.
+  void form(int task, const Samples& samples, int64_t begin, int64_t end, bool add) const {
+    for (int64_t tile = begin; tile < end; ++tile) {
+      T* u = u_ + task * held_ * D * L;
+      Lanes::pack_u(samples.first, samples.count, tile, L * in_.u_stride[1], u);
+      for (int64_t j = 0; j < O; ++j) {
+        const T* w = Lanes::weights(task, tile, j);
+        add ? form<true>(task, samples, tile, j, w, u) : form<false>(task, samples, tile, j, w, u);
+      }
+    }
+  }
+
+  // Tiles begin..end-1 of sample b: their dot products with DOTS sets of vectors, from which
   // couple(tile, dots) makes packs of factors, so far apart for each out-capsule; and the sums of
-  // the votes times these. Vectors and sums are those of the sample's lane in packs of samples.
+  // the votes times these.
   template <int DOTS, class Couple>
   void route(int task, const Samples& samples, int64_t b, int64_t begin, int64_t end,
-             const T* first, const T* second, T* to, const Couple& couple,
-             int64_t factor_step) const {
-    T *sums = sums_ + task * held_ * O * E * L, *dots = dots_ + task * block * 2 * O * L;
-    __builtin_memset(sums, 0, O * E * L * sizeof(T));
+             const Couple& couple, int64_t factor_step) const {
+    T* dots = dots_ + task * block * 2 * O * L;
     in_blocks<block>(end - begin, [&](auto size, int64_t at) {
       constexpr int N = decltype(size)::value;
       const T* vote = votes(samples, b, begin + at);
-      meet<DOTS, N>(vote, first, second, dots);
+      meet<DOTS, N>(vote, vectors(task, b, 0), dots);
       const T* factors[N];
       for (int n = 0; n < N; ++n) factors[n] = couple(begin + at + n, dots + n * 2 * O * L);
-      add_votes<N>(vote, factors, factor_step, sums);
+      add_votes<N>(vote, factors, factor_step, sums(task, b));
     });
-    add_lanes(sums, to);
   }
 
   // The same tiles' part in the running stats of a softmax over the in-capsules; x are the dot
-  // products with sbar, where that is given.
+  // products with the second set.
   template <int DOTS>
-  void find_stats(int task, const Samples& samples, int64_t begin, int64_t end, const T* v,
-                  const T* sbar, T* stats) const {
+  void find_stats(int task, const Samples& samples, int64_t begin, int64_t end, T* stats) const {
     T *logits = dots_ + task * block * 2 * O * L, *x = logits + O * L;
     T* packs = stats_ + task * stats_packs * O * L;
     for (int64_t b = 0; b < samples.count; ++b) {
       const int64_t sample = samples.first + b;
       for (int64_t j = 0; j < O; ++j) start_stats<Q>(packs + j * stats_packs * L);
       for (int64_t tile = begin; tile < end; ++tile) {
-        meet<DOTS, 1>(votes(samples, b, tile), v + b, DOTS == 2 ? sbar + b : nullptr, logits);
+        meet<DOTS, 1>(votes(samples, b, tile), vectors(task, b, 0), logits);
         add_prior(sample, tile, logits);
         const Q mask = Lanes::mask(sample, tile);
         for (int64_t j = 0; j < O; ++j)
@@ -122,9 +118,6 @@ class CapsuleVotes : public CapsuleLanes<T> {
   }
 
  private:
-  // Tiles met at once: their votes should stay in the L1 from the dot products to the sums.
-  static constexpr int block = vector_bytes == 64 ? 2 : 4;
-
   // From one sample's votes to the next: not a multiple of the L1 cache's period.
   int64_t sample_step() const {
     constexpr int64_t page = 4096 / sizeof(T);
@@ -134,19 +127,39 @@ class CapsuleVotes : public CapsuleLanes<T> {
     return samples.votes + b * sample_step() + tile * O * E * L;
   }
 
+  T* vectors(int task, int64_t b, int set) const {
+    return vectors_ + ((task * held_ + b) * 2 + set) * O * E;
+  }
+  T* sums(int task, int64_t b) const { return sums_ + (task * held_ + b) * O * E * L; }
+
+  template <bool ADD>
+  void form(int task, const Samples& samples, int64_t tile, int64_t j, const T* w,
+            const T* u) const {
+    const WeightBlock& weight = Lanes::weight_;
+    const int64_t step = sample_step(), numbers = O * E * L;
+    T *to = votes(samples, 0, tile) + j * E * L, *total = sums(task, 0) + j * E * L;
+    multiply_packs<Q>(samples.count, E, D, PackMatrix<T>{u, D, 1},
+                      PackMatrix<T>{w, weight.d_step, weight.e_step},
+                      [&](int64_t b, int64_t e, const Q& vote) __attribute__((always_inline)) {
+                        vote.store(to + b * step + e * L);
+                        if (!ADD) return;
+                        T* sum = total + b * numbers + e * L;
+                        (Q::load(sum) + vote).store(sum);
+                      });
+  }
+
   // to [N, 2, O] = the dot products of N tiles' votes with DOTS sets of vectors.
   template <int DOTS, int N>
-  LAMINA_INLINE void meet(const T* votes, const T* first, const T* second, T* to) const {
-    const int64_t step = O * E * L;
+  LAMINA_INLINE void meet(const T* votes, const T* vectors, T* to) const {
+    const int64_t step = O * E * L, second = O * E;
     for (int64_t j = 0; j < O; ++j, to += L) {
       Q sum[DOTS][N];
 #pragma GCC unroll 2
       for (int k = 0; k < DOTS; ++k)
 #pragma GCC unroll 4
         for (int n = 0; n < N; ++n) sum[k][n] = Q::fill(T(0));
-      for (int64_t e = 0; e < E; ++e, votes += L) {
-        const int64_t at = (j * E + e) * stride_;
-        const Q left = Q::fill(first[at]), right = Q::fill(DOTS == 2 ? second[at] : T(0));
+      for (int64_t e = 0; e < E; ++e, votes += L, ++vectors) {
+        const Q left = Q::fill(vectors[0]), right = Q::fill(DOTS == 2 ? vectors[second] : T(0));
 #pragma GCC unroll 4
         for (int n = 0; n < N; ++n) {
           const Q vote = Q::load(votes + n * step).held();
@@ -193,7 +206,7 @@ class CapsuleVotes : public CapsuleLanes<T> {
   }
 
   int64_t held_;
-  T *votes_, *u_, *sums_, *dots_, *stats_ = nullptr;
+  T *votes_, *u_, *sums_, *dots_, *vectors_, *stats_ = nullptr;
 };
 
 }  // namespace

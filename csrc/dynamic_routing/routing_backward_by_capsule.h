@@ -33,6 +33,18 @@ class BackwardByCapsule : protected BackwardCouplings<T, P> {
     arena.take(u_, Step::tasks_ * u_numbers());
     arena.take(u_sums_, Step::tasks_ * u_numbers());
     arena.take(weight_sums_, Step::tasks_ * tiles_at_once * E * D * L);
+    arena.take(vectors_, Step::group_tiles_ * tile_samples_ * O * (Couplings::slots_ + 1) * E);
+  }
+
+  // From packs of samples to what form_x reads.
+  void take_vectors(int64_t tile) const {
+    for (int k = 0; k <= term_count_; ++k) {
+      const T* packs = (k == 0 ? base_ : terms_[k - 1].vectors) + tile * Step::sums();
+      for (int b = 0; b < Step::count(tile); ++b)
+        for (int64_t j = 0; j < O; ++j)
+          for (int64_t e = 0; e < E; ++e)
+            vectors(tile * tile_samples_ + b, j, k)[e] = packs[(j * E + e) * S + b];
+    }
   }
 
   void differentiate_by_capsule(int task, int64_t chunk) const {
@@ -51,6 +63,10 @@ class BackwardByCapsule : protected BackwardCouplings<T, P> {
   static constexpr int tiles_at_once = 2;
 
   int64_t u_numbers() const { return tiles_at_once * Step::group_tiles_ * tile_samples_ * D * L; }
+  // Of sample b of the group: first the base of X, then each term's.
+  T* vectors(int64_t b, int64_t j, int k) const {
+    return vectors_ + ((b * O + j) * (Couplings::slots_ + 1) + k) * E;
+  }
   // Of the group.
   int64_t samples() const { return min(Step::tiles_ * tile_samples_, in_.batch - Step::sample(0)); }
 
@@ -60,7 +76,8 @@ class BackwardByCapsule : protected BackwardCouplings<T, P> {
     const int64_t samples = this->samples(), numbers = samples * D * L;
     T *u = u_ + task * u_numbers(), *grad_u = u_sums_ + task * u_numbers();
     for (int n = 0; n < N && args_.grad_weight != nullptr; ++n)
-      lanes_.pack_u(Step::sample(0), samples, tile + n, u + n * numbers);
+      lanes_.pack_u(Step::sample(0), samples, tile + n, x_samples * in_.u_stride[0],
+                    u + n * numbers);
     for (int64_t j = 0; j < O; ++j) differentiate_votes<N>(task, tile, j, u, grad_u);
     if (args_.grad_u == nullptr) return;
     for (int n = 0; n < N; ++n)
@@ -98,7 +115,6 @@ class BackwardByCapsule : protected BackwardCouplings<T, P> {
   // X_j of a sample of the group and N tiles, x_samples apart.
   template <int N>
   void form_x(int64_t b, int64_t tile, int64_t j, T* x) const {
-    const int64_t vectors_at = b / tile_samples_ * Step::sums() + j * E * S + b % tile_samples_;
     const T* kept[N];
     for (int n = 0; n < N; ++n) {
       kept[n] = kept_by_capsule(tile + n, j, b, 0);
@@ -106,20 +122,20 @@ class BackwardByCapsule : protected BackwardCouplings<T, P> {
     }
     in_blocks<accumulators / 2>(E, [&](auto size, int64_t e) {
       constexpr int R = decltype(size)::value;
-      const int64_t at = vectors_at + e * S;
+      const T* vectors = this->vectors(b, j, 0) + e;
       Q sum[N][R];
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-        for (int n = 0; n < N; ++n) sum[n][r] = Q::fill(base_[at + r * S]);
+        for (int n = 0; n < N; ++n) sum[n][r] = Q::fill(vectors[r]);
       for (int k = 0; k < term_count_; ++k) {
-        const T* vectors = terms_[k].vectors + at;
+        vectors += E;
         Q factor[N];
 #pragma GCC unroll 2
         for (int n = 0; n < N; ++n) factor[n] = Q::load(kept[n] + terms_[k].slot * L);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-          const Q vector = Q::fill(vectors[r * S]).held();
+          const Q vector = Q::fill(vectors[r]).held();
 #pragma GCC unroll 2
           for (int n = 0; n < N; ++n) sum[n][r] += factor[n] * vector;
         }
@@ -192,7 +208,7 @@ class BackwardByCapsule : protected BackwardCouplings<T, P> {
 
   const Lanes& lanes_;
   const WeightBlock grad_block_;
-  T *x_, *u_, *u_sums_, *weight_sums_;
+  T *x_, *u_, *u_sums_, *weight_sums_, *vectors_;
 };
 
 }  // namespace

@@ -38,17 +38,27 @@ class BackwardCouplings : protected BackwardSteps<T, P> {
   }
 
   void find_couplings_of_teams(const Parallel& parallel) {
-    const int64_t end = Step::capsules_.tiles(), sums = Step::sums();
+    const auto& lanes = Step::capsules_;
+    const int64_t end = lanes.tiles(), sums = Step::sums();
     Step::pack_weights(parallel);
     Step::for_teams(parallel, [&](int task, int64_t tile, const Samples& samples) {
       Steps::start(tile);
-      Step::capsules_.form(task, samples, 0, end, nullptr);
       T* to = Step::cleared_partial(0, tile);
       for (int t = steps_ - 1; t >= Steps::stop_; --t) {
-        if (in_.over_in)
-          Step::template find_stats<2>(task, tile, samples, v_ + at(t, sums) + tile * sums,
-                                       sbar_ + at(t, sums) + tile * sums);
-        attend_by_capsule(task, samples, tile, 0, end, to, t);
+        const bool first = t + 1 == steps_;
+        // The first pass meets the votes where they are formed, unless it has to know them all.
+        if (first && in_.over_in) lanes.form(task, samples, 0, end, false);
+        lanes.take_vectors(task, samples.count, v_ + at(t, sums) + tile * sums,
+                           sbar_ + at(t, sums) + tile * sums);
+        if (in_.over_in) Step::template find_stats<2>(task, tile, samples);
+        lanes.clear_sums(task, samples.count);
+        const bool forms = first && !in_.over_in;
+        const int64_t step = forms ? lanes.block : end;
+        for (int64_t k = 0; k < end; k += step) {
+          if (forms) lanes.form(task, samples, k, min(k + step, end), false);
+          attend_by_capsule(task, samples, tile, k, min(k + step, end), t);
+        }
+        lanes.take_sums(task, samples.count, to);
         Steps::finish(t, tile);
       }
     });
@@ -56,9 +66,13 @@ class BackwardCouplings : protected BackwardSteps<T, P> {
 
   void attend(int task, int64_t chunk, int t) {
     T* sums = Step::cleared_partial(chunk, 0, Step::tiles_);
-    if (Step::by_capsule_)
-      return attend_by_capsule(task, Step::few(), 0, Step::tile_begin(chunk),
-                               Step::tile_begin(chunk + 1), sums, t);
+    if (Step::by_capsule_) {
+      const Samples samples = Step::few();
+      Step::capsules_.take_vectors(task, samples.count, v_ + at(t, own_), sbar_ + at(t, own_));
+      Step::capsules_.clear_sums(task, samples.count);
+      attend_by_capsule(task, samples, 0, Step::tile_begin(chunk), Step::tile_begin(chunk + 1), t);
+      return Step::capsules_.take_sums(task, samples.count, sums);
+    }
     T* coupled = nullptr;
     if (in_.shared) {
       coupled = coupled_ + chunk * Step::group_tiles_ * Step::sums();
@@ -97,13 +111,13 @@ class BackwardCouplings : protected BackwardSteps<T, P> {
   // The same with in-capsules in the lanes: tiles begin..end-1 of them, of some of the samples in a
   // tile.
   void attend_by_capsule(int task, const Samples& samples, int64_t tile, int64_t begin, int64_t end,
-                         T* sums, int t) {
+                         int t) {
     const auto& lanes = Step::capsules_;
     using Q = typename CapsuleVotes<T>::Q;
     constexpr int L = Q::samples;
     const int64_t step = Steps::kept_by_capsule_step();
     for (int64_t b = 0; b < samples.count; ++b) {
-      const int64_t sample = samples.first + b, vectors = at(t, own_) + tile * own_ + b;
+      const int64_t sample = samples.first + b;
       const auto couple = [&](int64_t k, T* sm) {
         lanes.softmax(sample, k, Step::lane_stats(tile, b), sm);
         T* c = Steps::kept_by_capsule(k, 0, sample - Step::sample(0), slot(t));
@@ -113,8 +127,7 @@ class BackwardCouplings : protected BackwardSteps<T, P> {
             [&](int64_t j) { return Q::fill(Step::stats(tile, j)[2 * S + b]); }, c, c + L, step);
         return c + L;
       };
-      lanes.template route<2>(task, samples, b, begin, end, v_ + vectors, sbar_ + vectors, sums + b,
-                              couple, step);
+      lanes.template route<2>(task, samples, b, begin, end, couple, step);
     }
   }
 };

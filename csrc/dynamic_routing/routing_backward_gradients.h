@@ -43,6 +43,8 @@ class BackwardGradients : protected BackwardByCapsule<T, P> {
     if (args_.grad_bias != nullptr) sum_grad_bias();
     if (args_.grad_u == nullptr && args_.grad_weight == nullptr && args_.grad_prior == nullptr)
       return;
+    if (Step::by_capsule_)
+      parallel_for(parallel, int(Step::tiles_), [&](int tile) { ByCapsule::take_vectors(tile); });
     Step::for_chunks(parallel, [&](int task, int64_t chunk) {
       if (Step::by_capsule_) return ByCapsule::differentiate_by_capsule(task, chunk);
       const int64_t begin = Step::chunk_begin(chunk), end = Step::chunk_begin(chunk + 1);

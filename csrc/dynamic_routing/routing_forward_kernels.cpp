@@ -41,11 +41,12 @@ class Forward : RoutingStep<T, P> {
       if (!(Step::by_capsule_ && uniform(t)))
         Step::for_chunks(parallel, [&](int task, int64_t chunk) {
           T* sums = Step::cleared_partial(chunk, 0, Step::tiles_);
-          if (Step::by_capsule_)
-            attend_by_capsule(task, Step::few(), 0, Step::tile_begin(chunk),
-                              Step::tile_begin(chunk + 1), sums, last(t));
-          else
-            uniform(t) ? add_up(task, chunk) : attend(task, chunk, last(t));
+          if (Step::by_capsule_) {
+            Step::capsules_.take_vectors(task, Step::few().count, v_, nullptr);
+            return attend_by_capsule(task, Step::few(), 0, Step::tile_begin(chunk),
+                                     Step::tile_begin(chunk + 1), sums, last(t));
+          }
+          uniform(t) ? add_up(task, chunk) : attend(task, chunk, last(t));
         });
       parallel_for(parallel, int(Step::tiles_), [&](int tile) {
         finish(t, tile, uniform(t));
@@ -60,11 +61,13 @@ class Forward : RoutingStep<T, P> {
     Step::for_teams(parallel, [&](int task, int64_t tile, const Samples& samples) {
       start(tile);
       T* sums = Step::cleared_partial(0, tile);
-      Step::capsules_.form(task, samples, 0, end, uniform(0) ? sums : nullptr);
+      Step::capsules_.clear_sums(task, samples.count);
+      Step::capsules_.form(task, samples, 0, end, uniform(0));
+      Step::capsules_.take_sums(task, samples.count, sums);
       for (int t = 0; t < args_.iterations; ++t) {
         if (!uniform(t)) {
-          if (in_.over_in)
-            Step::template find_stats<1>(task, tile, samples, v_ + tile * Step::sums());
+          Step::capsules_.take_vectors(task, samples.count, v_ + tile * Step::sums(), nullptr);
+          if (in_.over_in) Step::template find_stats<1>(task, tile, samples);
           attend_by_capsule(task, samples, tile, 0, end, sums, last(t));
         }
         finish(t, tile, uniform(t));
@@ -126,6 +129,7 @@ class Forward : RoutingStep<T, P> {
     const auto& lanes = Step::capsules_;
     using Q = typename CapsuleVotes<T>::Q;
     constexpr int L = Q::samples;
+    lanes.clear_sums(task, samples.count);
     for (int64_t b = 0; b < samples.count; ++b) {
       const int64_t sample = samples.first + b;
       const auto couple = [&](int64_t k, T* c) {
@@ -140,9 +144,9 @@ class Forward : RoutingStep<T, P> {
         }
         return c;
       };
-      lanes.template route<1>(task, samples, b, begin, end, v_ + tile * Step::sums() + b, nullptr,
-                              sums + b, couple, L);
+      lanes.template route<1>(task, samples, b, begin, end, couple, L);
     }
+    lanes.take_sums(task, samples.count, sums);
   }
 
   // From the dot products with v to in-capsule i's coupling coefficients, in place.

@@ -45,8 +45,9 @@ class RoutingStep : protected RoutingBlocks<T, P> {
   void prepare(const Parallel& parallel, bool sum) {
     if (!by_capsule_) return Blocks::pack_u(parallel);
     for_chunks(parallel, [&](int task, int64_t chunk) {
-      T* sums = sum ? cleared_partial(chunk, 0) : nullptr;
-      capsules_.form(task, few(), tile_begin(chunk), tile_begin(chunk + 1), sums);
+      if (sum) capsules_.clear_sums(task, few().count);
+      capsules_.form(task, few(), tile_begin(chunk), tile_begin(chunk + 1), sum);
+      if (sum) capsules_.take_sums(task, few().count, cleared_partial(chunk, 0));
     });
   }
   void pack_weights(const Parallel& parallel) {
@@ -176,9 +177,11 @@ class RoutingStep : protected RoutingBlocks<T, P> {
     for_chunks(parallel, [&](int task, int64_t chunk) {
       T* chunk_stats = partial_stats(chunk, 0);
       for (int64_t k = 0; k < tiles_ * O; ++k) start_stats<P>(chunk_stats + k * stats_packs * S);
-      if (by_capsule_)
+      if (by_capsule_) {
+        capsules_.take_vectors(task, few().count, v, sbar);
         return capsules_.template find_stats<DOTS>(task, few(), tile_begin(chunk),
-                                                   tile_begin(chunk + 1), v, sbar, chunk_stats);
+                                                   tile_begin(chunk + 1), chunk_stats);
+      }
       sweep(task, chunk, [&](const Block& block) {
         vote<DOTS>(task, block, v, sbar);
         for (int64_t t = 0; t < block.tiles; ++t)
@@ -196,13 +199,12 @@ class RoutingStep : protected RoutingBlocks<T, P> {
     });
     for (int64_t tile = 0; tile < tiles_; ++tile) close_stats(tile);
   }
-  // The same of a team, whose v and sbar are given.
+  // The same of a team, whose v and sbar have been taken.
   template <int DOTS>
-  void find_stats(int task, int64_t tile, const Samples& samples, const T* v,
-                  const T* sbar = nullptr) {
+  void find_stats(int task, int64_t tile, const Samples& samples) {
     T* stats = partial_stats(0, tile);
     for (int64_t j = 0; j < O; ++j) start_stats<P>(stats + j * stats_packs * S);
-    capsules_.template find_stats<DOTS>(task, samples, 0, capsules_.tiles(), v, sbar, stats);
+    capsules_.template find_stats<DOTS>(task, samples, 0, capsules_.tiles(), stats);
     close_stats(tile);
   }
   void close_stats(int64_t tile) {
