@@ -105,11 +105,15 @@ def test_infinite_prior_removes_a_coupling():
         assert c.isfinite().all()
 
 
-@pytest.mark.parametrize(("batch", "in_dim"), [(2, 8), (70, 8), (20, 16), (70, 32)])
-def test_bits_do_not_depend_on_threads(batch, in_dim):
-    """In-capsules in the lanes; couplings kept in scratch memory, and in the weight's gradient."""
+@pytest.mark.parametrize(
+    ("batch", "out_capsules", "in_dim"),
+    [(2, 10, 8), (6, 10, 8), (70, 10, 8), (70, 41, 8), (20, 41, 16), (70, 41, 32)],
+)
+def test_bits_do_not_depend_on_threads(batch, out_capsules, in_dim):
+    """In-capsules in the lanes: a few samples, and teams. Samples in the lanes: couplings kept in
+    scratch memory, and in the weight's gradient."""
     u = drawn(batch, 300, in_dim, dtype=torch.float32)
-    weight = drawn(10, 300, 16, in_dim, dtype=torch.float32)
+    weight = drawn(out_capsules, 300, 16, in_dim, dtype=torch.float32)
     before, found = torch.get_num_threads(), []
     for threads in (1, 2, 3, 7):
         torch.set_num_threads(threads)
@@ -120,13 +124,19 @@ def test_bits_do_not_depend_on_threads(batch, in_dim):
         assert all(torch.equal(a, b) for a, b in zip(found[0], other))
 
 
-def test_large_groups_add_up():
-    """More samples than one group of tiles: grad_weight, bias and prior are sums over groups."""
-    u, weight = drawn(600, 64, 4), drawn(6, 64, 24, 4, scale=0.2)
-    bias, prior = drawn(6, 24), drawn(64, 6)
+@pytest.mark.parametrize(
+    ("sizes", "iterations"), [((40, 64, 6, 260, 4), 3), ((150, 99, 30, 3, 2), 4)]
+)
+def test_large_groups_add_up(sizes, iterations):
+    """More tiles of samples, or teams, than one group has room for: grad_weight, bias and prior are
+    sums over groups."""
+    b, i, o, e, d = sizes
+    u, weight = drawn(b, i, d), drawn(o, i, e, d, scale=0.2)
+    bias, prior = drawn(o, e), drawn(i, o)
     leaves = (u, weight, bias, prior)
-    v = dynamic_routing(u, weight, bias=bias, prior=prior, backend="cpp")
-    exact = reference(u, weight, bias=bias, prior=prior)
+    kwargs = {"bias": bias, "prior": prior, "iterations": iterations}
+    v = dynamic_routing(u, weight, backend="cpp", **kwargs)
+    exact = reference(u, weight, **kwargs)
     grad = torch.randn_like(v)
     for got, wanted in zip(
         torch.autograd.grad(v, leaves, grad), torch.autograd.grad(exact, leaves, grad)
@@ -136,9 +146,9 @@ def test_large_groups_add_up():
 
 @pytest.mark.parametrize("coupling_dim", ["out", "in"])
 @pytest.mark.parametrize("layout", ["oied", "idoe", "oide"])
-@pytest.mark.parametrize("batch", [1, 3])
-def test_few_samples(batch, layout, coupling_dim):
-    """In-capsules lie in the lanes; the last tile of them is not full."""
+@pytest.mark.parametrize("batch", [1, 3, 6, 21])
+def test_in_capsules_in_the_lanes(batch, layout, coupling_dim):
+    """A few samples, and teams of which the last is smaller; the last tile is not full."""
     shape = {"o": 3, "i": 37, "e": 5, "d": 6}
     weight = drawn(*(shape[name] for name in layout), scale=0.5)
     for per_sample in (False, True):

@@ -65,6 +65,7 @@ def samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
     frozen = draw(3, 5, 4, 2)
     yield Sample("frozen weight", (u, frozen))
     yield Sample("frozen u", (u.detach(), leaf(frozen)))
+    yield sample("teams of samples", 9, 31, 3, 2, 4)
 
 
 def bad_inputs(device: torch.device) -> Iterator[BadInput]:
