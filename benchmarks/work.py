@@ -9,11 +9,15 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from lamina import _C
 from passes import Pass
 
 TILES = {"im2col": 0, "winograd": 2, "winograd4": 4}
-# Up to here csrc/dynamic_routing/capsule_lanes.h forms the votes once and keeps them.
+# Where csrc/dynamic_routing/capsule_lanes.h forms the votes once a call: of a few samples, and of
+# teams of samples.
 FEW_SAMPLES, FEW_VOTES_BYTES = 4, 16 << 20
+TEAM_VOTES_BYTES, PACKED_WEIGHT_BYTES = 3 << 20, 12 << 20
+VECTOR_BYTES = {"baseline": 16, "avx2": 32, "avx512": 64}
 
 
 class Work(NamedTuple):
@@ -83,6 +87,23 @@ def _of_routing(one: Pass, results: list[Tensor], flops: int) -> tuple[int, str]
     if samples <= FEW_SAMPLES and votes * u.element_size() <= FEW_VOTES_BYTES:
         return flops, "votes once"
     again = (results[1] if forward else one.args[6]).shape[0] - 1
+    if _by_teams(u, weight, again + 1 if forward else again):
+        per_vote = d + 1 + 2 * again if forward else d + 3 * again + 5 + d * sum(one.needs[:2])
+        return 2 * votes * per_vote, "votes once"
     if forward:
         return 2 * votes * (d + again * (d + 2)), "votes anew"
     return 2 * votes * (again * (d + 3) + 5 + d * sum(one.needs[:2])), "votes anew"
+
+
+def _by_teams(u: Tensor, weight: Tensor, passes: int) -> bool:
+    """CapsuleLanes::suit_teams, for a weight in its own order."""
+    size, (_, ins, d) = u.element_size(), u.shape
+    lanes = VECTOR_BYTES[_C.isa()] // size
+    padded = -(-ins // lanes) * lanes
+    sample = padded * weight.shape[0] * weight.shape[-2] * size
+    return (
+        passes > 1
+        and padded <= ins + ins // 4
+        and FEW_SAMPLES * sample <= TEAM_VOTES_BYTES
+        and sample * d <= PACKED_WEIGHT_BYTES
+    )

@@ -92,12 +92,16 @@ def test_work_of_a_convolution(work, algorithm, elements, tiles):
 
 
 def test_work_of_routing(work):
-    """What the performance page counts in D = 8: 8, 10, 10; 11, 11, 13 + 8 multiply-adds a vote."""
-    votes = 16 * 20 * 3 * 4
-    found = work("dynamic_routing", "16x20x3x8x4")
+    """What the performance page counts in D = 8: 8, 10, 10; 11, 11, 13 + 8 multiply-adds a vote, and
+    where teams form the votes once 9, 2, 2; 8 + 3, 3, 13 + 8."""
+    votes = 16 * 5 * 3 * 4
+    found = work("dynamic_routing", "16x5x3x8x4")
     assert found["forward"][:2] == (2 * votes * 28, "votes anew")
     assert found["backward"][:2] == (2 * votes * 43, "votes anew")
     assert found["grad_u"].flops == found["grad_weight"].flops == 2 * votes * 35
+    votes, found = 16 * 32 * 3 * 4, work("dynamic_routing", "16x32x3x8x4")
+    assert found["forward"][:2] == (2 * votes * 13, "votes once")
+    assert found["backward"][:2] == (2 * votes * 35, "votes once")
     assert work("dynamic_routing", "1x20x3x8x4")["forward"][:2] == (2 * 240 * 13, "votes once")
 
 

@@ -36,7 +36,7 @@ class CapsuleVotes : public CapsuleLanes<T> {
     arena.take(vectors_, tasks * held * 2 * O * E);
     if (in_.over_in) arena.take(stats_, tasks * stats_packs * O * L);
   }
-  // In the memory of so many a team.
+  // In the memory of the team with that number.
   Samples samples(int team, int64_t first, int count) const {
     return {first, count, votes_ + team * held_ * sample_step()};
   }
