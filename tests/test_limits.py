@@ -92,8 +92,8 @@ def test_work_of_a_convolution(work, algorithm, elements, tiles):
 
 
 def test_work_of_routing(work):
-    """What the performance page counts in D = 8: 8, 10, 10; 11, 11, 13 + 8 multiply-adds a vote, and
-    where teams form the votes once 9, 2, 2; 8 + 3, 3, 13 + 8."""
+    """What the performance page counts in D = 8: 8, 10, 10; 11, 11, 13 + 8 multiply-adds a vote,
+    and where teams form the votes once 9, 2, 2; 8 + 3, 3, 13 + 8."""
     votes = 16 * 5 * 3 * 4
     found = work("dynamic_routing", "16x5x3x8x4")
     assert found["forward"][:2] == (2 * votes * 28, "votes anew")
