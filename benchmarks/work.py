@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from lamina import _C
 from passes import Pass
 
 TILES = {"im2col": 0, "winograd": 2, "winograd4": 4}
@@ -97,6 +96,8 @@ def _of_routing(one: Pass, results: list[Tensor], flops: int) -> tuple[int, str]
 
 def _by_teams(u: Tensor, weight: Tensor, passes: int) -> bool:
     """CapsuleLanes::suit_teams, for a weight in its own order."""
+    from lamina import _C  # not above: without it limits.py says what is missing
+
     size, (_, ins, d) = u.element_size(), u.shape
     lanes = VECTOR_BYTES[_C.isa()] // size
     padded = -(-ins // lanes) * lanes
