@@ -13,8 +13,9 @@ namespace {
 // So few samples leave most lanes of a tile of samples (routing_blocks.h) idle.
 constexpr int64_t few_samples = 4;
 constexpr int64_t few_votes_bytes = 16 << 20;
-// A team of samples holds its votes in a share of the L3 cache, beside the weights as packs.
-constexpr int64_t team_votes_bytes = 3 << 20, packed_weight_bytes = 12 << 20;
+// A team of samples holds its votes in a share of the L3 cache, beside the weights as packs: at
+// most so many for few_samples of them, and twice that for a team of more.
+constexpr int64_t few_of_team_bytes = 3 << 20, packed_weight_bytes = 12 << 20;
 // What a batch is cut into at least, for as many threads.
 constexpr int64_t fewest_teams = 4;
 
@@ -46,8 +47,10 @@ struct WeightBlock {
 // A few samples: their votes are fewer numbers than W has. All tasks work on the same votes, each
 // on some of the tiles.
 //
-// Teams: a few samples at a time, all of their passes in one task, so that nothing waits for others
-// and the votes stay in the caches. W is transposed once a call, for all teams.
+// Teams: a few samples at a time go through all of their passes, so that the votes stay in the
+// caches. W is transposed once a call, for all teams. Tasks share the in-capsules of a team, not
+// the teams: each works on its own part of W and of all that belongs to the in-capsules, in every
+// pass.
 //
 // What belongs to the out-capsules (s, v, sbar, R) stays in packs of samples `stride` numbers
 // apart; the passes read it number by number, and sum over the lanes at the end.
@@ -57,8 +60,9 @@ class CapsuleLanes {
   using Q = Pack<T, vector_bytes / int(sizeof(T)), 1>;
   static constexpr int L = Q::samples;
 
-  CapsuleLanes(const RoutingInputs& inputs, int stride)
+  CapsuleLanes(const RoutingInputs& inputs, TaskMemory& memory, int stride)
       : in_(inputs),
+        memory_(memory),
         I(inputs.in_capsules),
         O(inputs.out_capsules),
         D(inputs.in_dim),
@@ -73,12 +77,13 @@ class CapsuleLanes {
   }
   static bool suit_teams(const RoutingInputs& in, int passes) {
     return passes > 1 && in.batch > few_samples && suit(in) &&
-           few_samples * sample_bytes(in) <= team_votes_bytes &&
+           few_samples * sample_bytes(in) <= few_of_team_bytes &&
            sample_bytes(in) * in.in_dim <= packed_weight_bytes;
   }
   // By the shape alone, so that no sum depends on the number of threads.
   static int64_t team(const RoutingInputs& in, int64_t most) {
-    return min(min(most, ceil_div(in.batch, fewest_teams)), team_votes_bytes / sample_bytes(in));
+    return min(min(most, ceil_div(in.batch, fewest_teams)),
+               2 * few_of_team_bytes / sample_bytes(in));
   }
 
   int64_t tiles() const { return tiles_; }
@@ -89,14 +94,13 @@ class CapsuleLanes {
   // packed.
   const T* weights(int task, int64_t tile, int64_t j) const {
     if (packed_ != nullptr) return packed_ + (tile * O + j) * E * D * L;
-    T* packs = weights_ + task * E * D * L;
+    T* packs = memory_.of(task, weights_);
     transpose_weights(tile, j, packs);
     return packs;
   }
-  void pack_weights(int64_t begin, int64_t end) const {
-    for (int64_t tile = begin; tile < end; ++tile)
-      for (int64_t j = 0; j < O; ++j)
-        transpose_weights(tile, j, packed_ + (tile * O + j) * E * D * L);
+  void pack_weights(int64_t tile) const {
+    for (int64_t j = 0; j < O; ++j)
+      transpose_weights(tile, j, packed_ + (tile * O + j) * E * D * L);
   }
 
   // u of a tile's in-capsules, [count, D], for `count` samples from `first` on. What lies `ahead`
@@ -153,19 +157,20 @@ class CapsuleLanes {
     return Q::gather(p, 1, count(tile));
   }
 
- protected:
   static int64_t sample_bytes(const RoutingInputs& in) {
     return ceil_div(in.in_capsules, L) * L * in.out_capsules * in.out_dim * int64_t(sizeof(T));
   }
 
-  void lay_out(Arena& arena, int64_t tasks, bool packed) {
+ protected:
+  void lay_out(Arena& arena, bool packed) {
     if (packed)
       arena.take(packed_, tiles_ * O * E * D * L);
     else
-      arena.take(weights_, tasks * E * D * L);
+      memory_.take(weights_, E * D * L);
   }
 
   const RoutingInputs& in_;
+  TaskMemory& memory_;
   const int64_t I, O, D, E, tiles_, stride_;
   const WeightBlock weight_;
 
@@ -186,7 +191,8 @@ class CapsuleLanes {
     });
   }
 
-  T *packed_ = nullptr, *weights_ = nullptr;
+  T* packed_ = nullptr;
+  TaskPiece<T> weights_;
 };
 
 }  // namespace

@@ -10,7 +10,7 @@ namespace {
 template <class T>
 class CapsuleVotes : public CapsuleLanes<T> {
   using Lanes = CapsuleLanes<T>;
-  using Lanes::D, Lanes::E, Lanes::in_, Lanes::O, Lanes::stride_, Lanes::tiles_;
+  using Lanes::D, Lanes::E, Lanes::in_, Lanes::O, Lanes::memory_, Lanes::stride_, Lanes::tiles_;
 
  public:
   using Lanes::add_prior, Lanes::L, Lanes::Lanes;
@@ -26,19 +26,20 @@ class CapsuleVotes : public CapsuleLanes<T> {
     T* votes;
   };
 
-  void lay_out(Arena& arena, int64_t tasks, int64_t held, bool teams) {
-    Lanes::lay_out(arena, tasks, teams);
+  // For so many teams at once of at most `held` samples.
+  void lay_out(Arena& arena, int64_t teams, int64_t held, bool packed) {
+    Lanes::lay_out(arena, packed);
     held_ = held;
-    arena.take(votes_, (teams ? tasks : 1) * held * sample_step());
-    arena.take(u_, tasks * held * D * L);
-    arena.take(sums_, tasks * held * O * E * L);
-    arena.take(dots_, tasks * block * 2 * O * L);
-    arena.take(vectors_, tasks * held * 2 * O * E);
-    if (in_.over_in) arena.take(stats_, tasks * stats_packs * O * L);
+    arena.take(votes_, teams * held * sample_step());
+    memory_.take(u_, held * D * L);
+    memory_.take(sums_, held * O * E * L);
+    memory_.take(dots_, block * 2 * O * L);
+    memory_.take(vectors_, held * 2 * O * E);
+    if (in_.over_in) memory_.take(stats_, stats_packs * O * L);
   }
-  // In the memory of the team with that number.
-  Samples samples(int team, int64_t first, int count) const {
-    return {first, count, votes_ + team * held_ * sample_step()};
+  // With their votes in the memory of that number.
+  Samples samples(int64_t place, int64_t first, int count) const {
+    return {first, count, votes_ + place * held_ * sample_step()};
   }
 
   // The vectors [O, E] that the votes will meet, one set or two of them, from packs of samples.
@@ -61,7 +62,7 @@ class CapsuleVotes : public CapsuleLanes<T> {
   // The votes of tiles begin..end-1, and, with `add`, their sums.
   void form(int task, const Samples& samples, int64_t begin, int64_t end, bool add) const {
     for (int64_t tile = begin; tile < end; ++tile) {
-      T* u = u_ + task * held_ * D * L;
+      T* u = memory_.of(task, u_);
       Lanes::pack_u(samples.first, samples.count, tile, L * in_.u_stride[1], u);
       for (int64_t j = 0; j < O; ++j) {
         const T* w = Lanes::weights(task, tile, j);
@@ -76,7 +77,7 @@ class CapsuleVotes : public CapsuleLanes<T> {
   template <int DOTS, class Couple>
   void route(int task, const Samples& samples, int64_t b, int64_t begin, int64_t end,
              const Couple& couple, int64_t factor_step) const {
-    T* dots = dots_ + task * block * 2 * O * L;
+    T* dots = memory_.of(task, dots_);
     in_blocks<block>(end - begin, [&](auto size, int64_t at) {
       constexpr int N = decltype(size)::value;
       const T* vote = votes(samples, b, begin + at);
@@ -91,8 +92,8 @@ class CapsuleVotes : public CapsuleLanes<T> {
   // products with the second set.
   template <int DOTS>
   void find_stats(int task, const Samples& samples, int64_t begin, int64_t end, T* stats) const {
-    T *logits = dots_ + task * block * 2 * O * L, *x = logits + O * L;
-    T* packs = stats_ + task * stats_packs * O * L;
+    T *logits = memory_.of(task, dots_), *x = logits + O * L;
+    T* packs = memory_.of(task, stats_);
     for (int64_t b = 0; b < samples.count; ++b) {
       const int64_t sample = samples.first + b;
       for (int64_t j = 0; j < O; ++j) start_stats<Q>(packs + j * stats_packs * L);
@@ -128,9 +129,9 @@ class CapsuleVotes : public CapsuleLanes<T> {
   }
 
   T* vectors(int task, int64_t b, int set) const {
-    return vectors_ + ((task * held_ + b) * 2 + set) * O * E;
+    return memory_.of(task, vectors_) + (b * 2 + set) * O * E;
   }
-  T* sums(int task, int64_t b) const { return sums_ + (task * held_ + b) * O * E * L; }
+  T* sums(int task, int64_t b) const { return memory_.of(task, sums_) + b * O * E * L; }
 
   template <bool ADD>
   void form(int task, const Samples& samples, int64_t tile, int64_t j, const T* w,
@@ -206,7 +207,8 @@ class CapsuleVotes : public CapsuleLanes<T> {
   }
 
   int64_t held_;
-  T *votes_, *u_, *sums_, *dots_, *vectors_, *stats_ = nullptr;
+  T* votes_;
+  TaskPiece<T> u_, sums_, dots_, vectors_, stats_;
 };
 
 }  // namespace

@@ -21,7 +21,7 @@ class BackwardByCapsule : protected BackwardCouplings<T, P> {
   using Q = typename Lanes::Q;
   using Couplings::args_, Couplings::base_, Couplings::kept_by_capsule, Couplings::slot;
   using Couplings::steps_, Couplings::stop_, Couplings::term_count_, Couplings::terms_;
-  using Step::D, Step::E, Step::I, Step::in_, Step::O, Step::S, Step::tile_samples_;
+  using Step::D, Step::E, Step::I, Step::in_, Step::O, Step::memory_, Step::S, Step::tile_samples_;
   static constexpr int L = Lanes::L;
 
   BackwardByCapsule(const RoutingBackward& args, Arena& arena, int threads)
@@ -29,10 +29,10 @@ class BackwardByCapsule : protected BackwardCouplings<T, P> {
         lanes_(Step::capsules_),
         grad_block_(E, D, args.grad_weight_stride) {
     if (!Step::by_capsule_) return;
-    arena.take(x_, Step::tasks_ * tiles_at_once * x_samples * E * L);
-    arena.take(u_, Step::tasks_ * u_numbers());
-    arena.take(u_sums_, Step::tasks_ * u_numbers());
-    arena.take(weight_sums_, Step::tasks_ * tiles_at_once * E * D * L);
+    memory_.take(x_, tiles_at_once * x_samples * E * L);
+    memory_.take(u_, u_numbers());
+    memory_.take(u_sums_, u_numbers());
+    memory_.take(weight_sums_, tiles_at_once * E * D * L);
     arena.take(vectors_, Step::group_tiles_ * tile_samples_ * O * (Couplings::slots_ + 1) * E);
   }
 
@@ -47,13 +47,17 @@ class BackwardByCapsule : protected BackwardCouplings<T, P> {
     }
   }
 
-  void differentiate_by_capsule(int task, int64_t chunk) const {
-    const int64_t begin = Step::tile_begin(chunk), end = Step::tile_begin(chunk + 1);
-    for (int64_t tile = begin; tile < end && args_.grad_prior != nullptr; ++tile)
-      sum_grad_prior_of(tile);
-    if (args_.grad_u == nullptr && args_.grad_weight == nullptr) return;
-    in_blocks<tiles_at_once>(end - begin, [&](auto size, int64_t k) {
-      differentiate_tiles<decltype(size)::value>(task, begin + k);
+  void differentiate_by_capsule(const Parallel& parallel) const {
+    parallel_for(parallel, int(Step::tiles_), [&](int tile) { take_vectors(tile); });
+    const int64_t tiles = lanes_.tiles();
+    Step::share_out(parallel, ceil_div(tiles, tiles_at_once), [&](int task, int64_t k) {
+      const int64_t begin = k * tiles_at_once, end = min(begin + tiles_at_once, tiles);
+      for (int64_t tile = begin; tile < end && args_.grad_prior != nullptr; ++tile)
+        sum_grad_prior_of(tile);
+      if (args_.grad_u == nullptr && args_.grad_weight == nullptr) return;
+      in_blocks<tiles_at_once>(end - begin, [&](auto size, int64_t n) {
+        differentiate_tiles<decltype(size)::value>(task, begin + n);
+      });
     });
   }
 
@@ -74,7 +78,7 @@ class BackwardByCapsule : protected BackwardCouplings<T, P> {
   template <int N>
   void differentiate_tiles(int task, int64_t tile) const {
     const int64_t samples = this->samples(), numbers = samples * D * L;
-    T *u = u_ + task * u_numbers(), *grad_u = u_sums_ + task * u_numbers();
+    T *u = memory_.of(task, u_), *grad_u = memory_.of(task, u_sums_);
     for (int n = 0; n < N && args_.grad_weight != nullptr; ++n)
       lanes_.pack_u(Step::sample(0), samples, tile + n, x_samples * in_.u_stride[0],
                     u + n * numbers);
@@ -92,8 +96,8 @@ class BackwardByCapsule : protected BackwardCouplings<T, P> {
   template <int N>
   void differentiate_votes(int task, int64_t tile, int64_t j, const T* u, T* grad_u) const {
     const int64_t samples = this->samples(), numbers = samples * D * L;
-    T* x = x_ + task * tiles_at_once * x_samples * E * L;
-    T* grad_weight = weight_sums_ + task * tiles_at_once * E * D * L;
+    T* x = memory_.of(task, x_);
+    T* grad_weight = memory_.of(task, weight_sums_);
     for (int n = 0; n < N && args_.grad_weight != nullptr; ++n)
       start_grad_weight(tile + n, j, grad_weight + n * E * D * L);
     for (int64_t b = 0; b < samples; b += x_samples) {
@@ -208,7 +212,8 @@ class BackwardByCapsule : protected BackwardCouplings<T, P> {
 
   const Lanes& lanes_;
   const WeightBlock grad_block_;
-  T *x_, *u_, *u_sums_, *weight_sums_, *vectors_;
+  TaskPiece<T> x_, u_, u_sums_, weight_sums_;
+  T* vectors_;
 };
 
 }  // namespace

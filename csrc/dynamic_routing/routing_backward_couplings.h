@@ -15,9 +15,9 @@ class BackwardCouplings : protected BackwardSteps<T, P> {
  protected:
   using Step = RoutingStep<T, P>;
   using Steps = BackwardSteps<T, P>;
-  using Samples = typename Step::Samples;
+  using Team = typename Step::Team;
   using Step::in_, Step::O, Step::S;
-  using Steps::at, Steps::own_, Steps::slot, Steps::steps_, Steps::v_, Steps::sbar_;
+  using Steps::at, Steps::slot, Steps::steps_, Steps::v_, Steps::sbar_;
   using Steps::coupled_, Steps::kept, Steps::kept_in_, Steps::kept_out_;
 
   using Steps::Steps;
@@ -25,8 +25,8 @@ class BackwardCouplings : protected BackwardSteps<T, P> {
   // All of these passes, for the group that was started.
   void find_couplings(const Parallel& parallel) {
     Steps::list_terms();
-    if (Step::teams_) return find_couplings_of_teams(parallel);
-    Step::prepare(parallel, false);
+    if (Step::by_capsule_) return find_couplings_by_capsule(parallel);
+    Step::pack_u(parallel);
     parallel_for(parallel, int(Step::tiles_), [&](int tile) { Steps::start(tile); });
     for (int t = steps_ - 1; t >= Steps::stop_; --t) {
       if (in_.over_in)
@@ -37,42 +37,34 @@ class BackwardCouplings : protected BackwardSteps<T, P> {
     }
   }
 
-  void find_couplings_of_teams(const Parallel& parallel) {
+  void find_couplings_by_capsule(const Parallel& parallel) {
     const auto& lanes = Step::capsules_;
-    const int64_t end = lanes.tiles(), sums = Step::sums();
-    Step::pack_weights(parallel);
-    Step::for_teams(parallel, [&](int task, int64_t tile, const Samples& samples) {
-      Steps::start(tile);
-      T* to = Step::cleared_partial(0, tile);
-      for (int t = steps_ - 1; t >= Steps::stop_; --t) {
-        const bool first = t + 1 == steps_;
-        // The first pass meets the votes where they are formed, unless it has to know them all.
-        if (first && in_.over_in) lanes.form(task, samples, 0, end, false);
-        lanes.take_vectors(task, samples.count, v_ + at(t, sums) + tile * sums,
-                           sbar_ + at(t, sums) + tile * sums);
-        if (in_.over_in) Step::template find_stats<2>(task, tile, samples);
-        lanes.clear_sums(task, samples.count);
-        const bool forms = first && !in_.over_in;
-        const int64_t step = forms ? lanes.block : end;
-        for (int64_t k = 0; k < end; k += step) {
-          if (forms) lanes.form(task, samples, k, min(k + step, end), false);
-          attend_by_capsule(task, samples, tile, k, min(k + step, end), t);
-        }
-        lanes.take_sums(task, samples.count, to);
-        Steps::finish(t, tile);
+    const int64_t sums = Step::sums();
+    const auto work = [&](int task, const Team& team, int64_t chunk,
+                          const typename Step::Round& round) {
+      const int64_t begin = Step::tile_begin(chunk), end = Step::tile_begin(chunk + 1);
+      const int count = team.samples.count, t = steps_ - 1 - round.pass;
+      const int64_t vectors = at(t, sums) + team.tile * sums;
+      // The first pass meets the votes where they are formed, unless it has to know them all.
+      const bool forms = round.first && !round.stats;
+      if (round.first && !forms) lanes.form(task, team.samples, begin, end, false);
+      lanes.take_vectors(task, count, v_ + vectors, sbar_ + vectors);
+      if (round.stats) return Step::template find_stats<2>(task, team, chunk);
+      lanes.clear_sums(task, count);
+      const int64_t step = forms ? lanes.block : max(end - begin, 1);
+      for (int64_t k = begin; k < end; k += step) {
+        if (forms) lanes.form(task, team.samples, k, min(k + step, end), false);
+        attend_by_capsule(task, team, k, min(k + step, end), t);
       }
-    });
+      lanes.take_sums(task, count, Step::cleared_partial(chunk, team.tile));
+    };
+    Step::for_teams(
+        parallel, steps_ - Steps::stop_, [&](int64_t tile) { Steps::start(tile); }, work,
+        [&](int64_t tile, int pass) { Steps::finish(steps_ - 1 - pass, tile); });
   }
 
   void attend(int task, int64_t chunk, int t) {
-    T* sums = Step::cleared_partial(chunk, 0, Step::tiles_);
-    if (Step::by_capsule_) {
-      const Samples samples = Step::few();
-      Step::capsules_.take_vectors(task, samples.count, v_ + at(t, own_), sbar_ + at(t, own_));
-      Step::capsules_.clear_sums(task, samples.count);
-      attend_by_capsule(task, samples, 0, Step::tile_begin(chunk), Step::tile_begin(chunk + 1), t);
-      return Step::capsules_.take_sums(task, samples.count, sums);
-    }
+    Step::clear(Step::partial(chunk, 0), Step::tiles_ * Step::sums());
     T* coupled = nullptr;
     if (in_.shared) {
       coupled = coupled_ + chunk * Step::group_tiles_ * Step::sums();
@@ -108,26 +100,25 @@ class BackwardCouplings : protected BackwardSteps<T, P> {
         [&](int64_t j) { return P::load(Step::stats(tile, j) + 2 * S); }, c, c + S, kept_out_);
   }
 
-  // The same with in-capsules in the lanes: tiles begin..end-1 of them, of some of the samples in a
-  // tile.
-  void attend_by_capsule(int task, const Samples& samples, int64_t tile, int64_t begin, int64_t end,
-                         int t) {
+  // The same with in-capsules in the lanes: tiles begin..end-1 of them.
+  void attend_by_capsule(int task, const Team& team, int64_t begin, int64_t end, int t) const {
     const auto& lanes = Step::capsules_;
     using Q = typename CapsuleVotes<T>::Q;
     constexpr int L = Q::samples;
     const int64_t step = Steps::kept_by_capsule_step();
-    for (int64_t b = 0; b < samples.count; ++b) {
-      const int64_t sample = samples.first + b;
+    for (int64_t b = 0; b < team.samples.count; ++b) {
+      const int64_t sample = team.samples.first + b;
       const auto couple = [&](int64_t k, T* sm) {
-        lanes.softmax(sample, k, Step::lane_stats(tile, b), sm);
+        lanes.softmax(sample, k, Step::lane_stats(team.tile, b), sm);
         T* c = Steps::kept_by_capsule(k, 0, sample - Step::sample(0), slot(t));
         for (int64_t j = 0; j < O; ++j) prefetch<true>(c + (4 * O + j) * step, 2 * L);
         couple_backward(
             O, in_.over_in, lanes.mask(sample, k), sm, sm + O * L,
-            [&](int64_t j) { return Q::fill(Step::stats(tile, j)[2 * S + b]); }, c, c + L, step);
+            [&](int64_t j) { return Q::fill(Step::stats(team.tile, j)[2 * S + b]); }, c, c + L,
+            step);
         return c + L;
       };
-      lanes.template route<2>(task, samples, b, begin, end, couple, step);
+      lanes.template route<2>(task, team.samples, b, begin, end, couple, step);
     }
   }
 };

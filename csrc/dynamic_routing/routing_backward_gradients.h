@@ -24,29 +24,26 @@ class BackwardGradients : protected BackwardByCapsule<T, P> {
   using Couplings::own_sbar_, Couplings::weighted_u_;
   using Couplings::slot, Couplings::slots_, Couplings::starts_alike;
   using Couplings::term_count_, Couplings::terms_;
-  using Step::D, Step::E, Step::I, Step::in_, Step::O, Step::S, Step::votes_dim_;
+  using Step::D, Step::E, Step::I, Step::in_, Step::memory_, Step::O, Step::S, Step::votes_dim_;
 
   BackwardGradients(const RoutingBackward& args, Arena& arena, int threads)
       : ByCapsule(args, arena, threads), outs_(min(max(chain / max(E, 1), 1), O)) {
     if (Step::by_capsule_) return;
-    arena.take(grad_u_, Step::tasks_ * Step::group_tiles_ * Step::block_ * D * S);
-    const int64_t x_numbers = in_.shared ? 0 : Step::tasks_ * x_tiles() * x_tile();
-    if (x_numbers <= Step::chunks_ * Step::group_tiles_ * Step::sums())
-      x_ = Step::partial_;  // which the passes before need no more
-    else
-      arena.take(x_, x_numbers);
-    arena.take(products_, in_.shared ? O * outer(1).numbers()
-                                     : Step::tasks_ * Step::block_ * outer(outs_).numbers());
+    memory_.take(grad_u_, Step::group_tiles_ * Step::block_ * D * S);
+    if (in_.shared) {
+      arena.take(shared_products_, O * outer(1).numbers());
+    } else {
+      memory_.take(x_, x_tiles() * x_tile());
+      memory_.take(products_, Step::block_ * outer(outs_).numbers());
+    }
   }
 
   void find_gradients(const Parallel& parallel) {
     if (args_.grad_bias != nullptr) sum_grad_bias();
     if (args_.grad_u == nullptr && args_.grad_weight == nullptr && args_.grad_prior == nullptr)
       return;
-    if (Step::by_capsule_)
-      parallel_for(parallel, int(Step::tiles_), [&](int tile) { ByCapsule::take_vectors(tile); });
+    if (Step::by_capsule_) return ByCapsule::differentiate_by_capsule(parallel);
     Step::for_chunks(parallel, [&](int task, int64_t chunk) {
-      if (Step::by_capsule_) return ByCapsule::differentiate_by_capsule(task, chunk);
       const int64_t begin = Step::chunk_begin(chunk), end = Step::chunk_begin(chunk + 1);
       if (args_.grad_prior != nullptr)
         for (int64_t i = begin; i < end; ++i) sum_grad_prior(i);
@@ -122,9 +119,9 @@ class BackwardGradients : protected BackwardByCapsule<T, P> {
   void differentiate(int task, int64_t begin, int64_t end) {
     const bool by_lanes = this->by_lanes();
     const int64_t capsules = end - begin, sums_tile = Step::block_ * D * S;
-    T* x_begin = x_ + task * x_tiles() * x_tile();
-    T* grad_u = grad_u_ + task * Step::group_tiles_ * sums_tile;
-    T* sums = products_ + task * Step::block_ * outer(outs_).numbers();
+    T* x_begin = memory_.of(task, x_);
+    T* grad_u = memory_.of(task, grad_u_);
+    T* sums = memory_.of(task, products_);
     for (int64_t j = 0; j < O; j += outs_) {
       const int64_t outs = min(outs_, O - j);
       const OuterProducts<P, T> outer = this->outer(outs);
@@ -190,7 +187,7 @@ class BackwardGradients : protected BackwardByCapsule<T, P> {
 
   void shared_grad_u(int task, int64_t begin, int64_t end) {
     if (args_.grad_u == nullptr) return;
-    T* grad_u = grad_u_ + task * Step::block_ * D * S;
+    T* grad_u = memory_.of(task, grad_u_);
     for (int64_t tile = 0; tile < Step::tiles_; ++tile)
       for (int64_t i = begin; i < end; ++i) {
         in_blocks<row_block<P>>(D, [&](auto size, int64_t d) {
@@ -214,7 +211,7 @@ class BackwardGradients : protected BackwardByCapsule<T, P> {
   // W_j's gradient: every term's vector times its weighted sum of u.
   void shared_grad_weight(int64_t j) {
     const OuterProducts<P, T> outer = this->outer(1);
-    T* sums = products_ + j * outer.numbers();
+    T* sums = shared_products_ + j * outer.numbers();
     __builtin_memset(sums, 0, outer.numbers() * sizeof(T));
     for (int64_t tile = 0; tile < Step::tiles_; ++tile) {
       const auto add_term = [&](const T* own, const T* weighted_u) {
@@ -255,7 +252,8 @@ class BackwardGradients : protected BackwardByCapsule<T, P> {
   }
 
   const int64_t outs_;  // out-capsules at a time
-  T *x_, *products_, *grad_u_;
+  TaskPiece<T> x_, products_, grad_u_;
+  T* shared_products_ = nullptr;
 };
 
 }  // namespace

@@ -11,7 +11,10 @@ class Backward : BackwardGradients<T, P> {
 
  public:
   Backward(const RoutingBackward& args, Arena arena, int threads)
-      : Gradients(args, arena, threads), used(arena.used) {}
+      : Gradients(args, arena, threads) {
+    Gradients::memory_.place(arena, Gradients::tasks_);
+    used = arena.used;
+  }
 
   void run(const Parallel& parallel) {
     for (int64_t group = 0; group < Gradients::groups_; ++group) {
@@ -22,7 +25,7 @@ class Backward : BackwardGradients<T, P> {
     }
   }
 
-  const size_t used;
+  size_t used;
 };
 
 template <class F>

@@ -12,18 +12,21 @@
 // weights and votes stay in the caches. A chunk's sums are its own and are added up in the order of
 // the chunks, so that no sum depends on the number of threads. W is only ever broadcast, element by
 // element: it is read in whatever layout it has. Where it pays, in-capsules lie in the lanes
-// (capsule_lanes.h), and a tile of samples may be a team, whose passes are all one task's.
+// (capsule_lanes.h), and the samples of a tile are a team that goes through all passes before the
+// next.
 
 namespace lamina {
 namespace LAMINA_ISA {
 namespace {
 
-constexpr int64_t max_chunks = 16;
+constexpr int64_t max_chunks = 16, max_tasks = 16;
 // Fewer votes (of a tile each) than this are not worth a task.
 constexpr int64_t chunk_votes = 4096;
 // The sums of a group of tiles, and the v that it reads, should stay in half an L2 cache. Teams
 // have theirs one after the other.
 constexpr int64_t group_bytes = 384 << 10, group_of_teams_bytes = 4 << 20;
+// The votes of a team that an L2 cache holds are one chunk; those of a larger one are two.
+constexpr int64_t chunk_of_team_bytes = 1 << 20;
 // Some in-capsules at a time go through all tiles, with their W in the L2; and of those a block at
 // a time, with its votes there.
 constexpr int64_t weight_bytes = 96 << 10, vote_bytes = 256 << 10;
@@ -39,7 +42,11 @@ class RoutingBlocks {
  protected:
   static constexpr int S = P::samples;
   using Capsules = CapsuleVotes<T>;
-  using Samples = typename Capsules::Samples;
+  // Samples whose in-capsules lie in the lanes, and their tile.
+  struct Team {
+    int64_t tile;
+    typename Capsules::Samples samples;
+  };
 
   // So many passes over the votes. `kept` numbers of each (sample, in-capsule, out-capsule) stay in
   // the scratch, at most `kept_limit` bytes of them, and `vectors` numbers of each (sample, vote
@@ -56,7 +63,7 @@ class RoutingBlocks {
         si_(inputs.weight_stride[1]),
         se_(inputs.weight_stride[2]),
         sd_(inputs.weight_stride[3]),
-        capsules_(inputs, S),
+        capsules_(inputs, memory_, S),
         teams_(Capsules::suit_teams(inputs, passes)),
         by_capsule_(teams_ || Capsules::suit_few(inputs)),
         tile_samples_(teams_ ? Capsules::team(inputs, S) : S) {
@@ -69,18 +76,26 @@ class RoutingBlocks {
     groups_ = ceil_div(tiles, group_tiles_);
     span_ = min(max(block_samples / S, 1), group_tiles_);
     chunks_ = max(min(min(max_chunks, I), I * O * votes_dim_ * group_tiles_ / chunk_votes), 1);
-    tasks_ = max(min(threads, chunks_), 1);
+    if (teams_)
+      chunks_ = tile_samples_ * Capsules::sample_bytes(inputs) > chunk_of_team_bytes ? 2 : 1;
+    teams_at_once_ = 1;
+    if (teams_)
+      teams_at_once_ = min(threads % chunks_ == 0 ? threads / chunks_ : threads, group_tiles_);
+    tasks_ = max(min(min(threads, max_tasks), chunks_ * teams_at_once_), 1);
     const int64_t capsule = O * E * int64_t(sizeof(T));
     block_ = max(min(block_capsules, vote_bytes / max(capsule * S, 1)), 1);
     weight_capsules_ = max(ceil_div(weight_bytes / max(capsule * D, 1), block_), 1) * block_;
   }
 
+  // Passes over the votes of a tile that `capsules_` looks after point to `memory_`.
+  RoutingBlocks(const RoutingBlocks&) = delete;
+
   void lay_out(Arena& arena) {
     if (by_capsule_) {
-      capsules_.lay_out(arena, tasks_, teams_ ? tile_samples_ : in_.batch, teams_);
+      capsules_.lay_out(arena, teams_at_once_, teams_ ? tile_samples_ : in_.batch, teams_);
     } else {
       arena.take(u_, group_tiles_ * I * D * S);
-      arena.take(weights_, in_.shared ? 0 : tasks_ * weight_capsules_ * O * E * D);
+      memory_.take(weights_, in_.shared ? 0 : weight_capsules_ * O * E * D);
     }
   }
 
@@ -94,13 +109,23 @@ class RoutingBlocks {
   int64_t chunk_begin(int64_t chunk) const { return I * chunk / chunks_; }
   int64_t tile_begin(int64_t chunk) const { return capsules_.tiles() * chunk / chunks_; }
 
-  // f(task, k) for k in 0..count-1: a task has working memory of its own and takes one after the
-  // other, as many as it can: no sum depends on which.
+  // f(task, k) for k in 0..count-1. A task has memory of its own, and a share of the k that is the
+  // same in every pass, so that what it meets in one is near in the next. When it is done it takes
+  // what others have not begun: no sum depends on who does what.
   template <class F>
   void share_out(const Parallel& parallel, int64_t count, const F& f) const {
-    int64_t next = 0;
-    parallel_for(parallel, int(min(tasks_, count)), [&](int task) {
-      for (int64_t k; (k = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < count;) f(task, k);
+    struct alignas(128) Share {  // in cache lines of its own, and the one that is fetched along
+      int64_t next, end;
+    } shares[max_tasks];
+    const int64_t tasks = min(tasks_, count);
+    for (int64_t task = 0; task < tasks; ++task)
+      shares[task] = {count * task / tasks, count * (task + 1) / tasks};
+    parallel_for(parallel, int(tasks), [&](int task) {
+      for (int64_t turn = 0; turn < tasks; ++turn) {
+        Share& share = shares[(task + turn) % tasks];
+        for (int64_t k; (k = __atomic_fetch_add(&share.next, 1, __ATOMIC_RELAXED)) < share.end;)
+          f(task, k);
+      }
     });
   }
   template <class F>
@@ -150,7 +175,7 @@ class RoutingBlocks {
     const int64_t step = weight_capsules_, end = chunk_begin(chunk + 1);
     for (int64_t first = chunk_begin(chunk); first < end; first += step) {
       const int64_t last = min(first + step, end);
-      const Weights w = gather_weights(first, last, weights_ + task * step * O * E * D);
+      const Weights w = gather_weights(first, last, memory_.of(task, weights_));
       for (int64_t tile = 0; tile < tiles_; tile += span_)
         for (int64_t i = first; i < last; i += block_)
           visit(Block{tile, min(span_, tiles_ - tile), i, min(i + block_, last), w});
@@ -181,12 +206,14 @@ class RoutingBlocks {
 
   const RoutingInputs& in_;
   const int64_t I, O, D, E, votes_dim_, so_, si_, se_, sd_;
+  TaskMemory memory_;
   Capsules capsules_;
   const bool teams_, by_capsule_;
   const int64_t tile_samples_;
-  int64_t groups_, group_tiles_, span_, chunks_, tasks_, block_, weight_capsules_, first_tile_ = 0,
-                                                                                   tiles_ = 0;
-  T *u_, *weights_;
+  int64_t groups_, group_tiles_, span_, chunks_, teams_at_once_, tasks_, block_, weight_capsules_;
+  int64_t first_tile_ = 0, tiles_ = 0;
+  T* u_;
+  TaskPiece<T> weights_;
 };
 
 }  // namespace

@@ -8,7 +8,7 @@ namespace {
 template <class T, class P>
 class Forward : RoutingStep<T, P> {
   using Step = RoutingStep<T, P>;
-  using Samples = typename Step::Samples;
+  using Team = typename Step::Team;
   using Step::D, Step::E, Step::I, Step::in_, Step::O, Step::S, Step::votes_dim_;
 
  public:
@@ -17,13 +17,14 @@ class Forward : RoutingStep<T, P> {
     Step::lay_out(arena);
     arena.take(v_, Step::group_tiles_ * Step::sums());
     arena.take(s_, Step::group_tiles_ * (E + votes_dim_) * S);
+    Step::memory_.place(arena, Step::tasks_);
     used = arena.used;
   }
 
   void run(const Parallel& parallel) {
     for (int64_t group = 0; group < Step::groups_; ++group) {
       Step::start_group(group);
-      Step::teams_ ? run_teams(parallel) : run_group(parallel);
+      Step::by_capsule_ ? run_teams(parallel) : run_group(parallel);
     }
   }
 
@@ -34,45 +35,39 @@ class Forward : RoutingStep<T, P> {
   bool last(int t) const { return t + 1 >= args_.iterations; }
 
   void run_group(const Parallel& parallel) {
-    Step::prepare(parallel, uniform(0));
+    Step::pack_u(parallel);
     parallel_for(parallel, int(Step::tiles_), [&](int tile) { start(tile); });
     for (int t = 0; t < max(args_.iterations, 1); ++t) {
       if (in_.over_in && !uniform(t)) Step::template find_stats<1>(parallel, v_);
-      if (!(Step::by_capsule_ && uniform(t)))
-        Step::for_chunks(parallel, [&](int task, int64_t chunk) {
-          T* sums = Step::cleared_partial(chunk, 0, Step::tiles_);
-          if (Step::by_capsule_) {
-            Step::capsules_.take_vectors(task, Step::few().count, v_, nullptr);
-            return attend_by_capsule(task, Step::few(), 0, Step::tile_begin(chunk),
-                                     Step::tile_begin(chunk + 1), sums, last(t));
-          }
-          uniform(t) ? add_up(task, chunk) : attend(task, chunk, last(t));
-        });
-      parallel_for(parallel, int(Step::tiles_), [&](int tile) {
-        finish(t, tile, uniform(t));
-        if (uniform(t) && last(t)) write_uniform_couplings(tile);
+      Step::for_chunks(parallel, [&](int task, int64_t chunk) {
+        Step::clear(Step::partial(chunk, 0), Step::tiles_ * Step::sums());
+        uniform(t) ? add_up(task, chunk) : attend(task, chunk, last(t));
       });
+      parallel_for(parallel, int(Step::tiles_), [&](int tile) { finish(t, tile); });
     }
   }
 
   void run_teams(const Parallel& parallel) {
-    const int64_t end = Step::capsules_.tiles();
-    Step::pack_weights(parallel);
-    Step::for_teams(parallel, [&](int task, int64_t tile, const Samples& samples) {
-      start(tile);
-      T* sums = Step::cleared_partial(0, tile);
-      Step::capsules_.clear_sums(task, samples.count);
-      Step::capsules_.form(task, samples, 0, end, uniform(0));
-      Step::capsules_.take_sums(task, samples.count, sums);
-      for (int t = 0; t < args_.iterations; ++t) {
-        if (!uniform(t)) {
-          Step::capsules_.take_vectors(task, samples.count, v_ + tile * Step::sums(), nullptr);
-          if (in_.over_in) Step::template find_stats<1>(task, tile, samples);
-          attend_by_capsule(task, samples, tile, 0, end, sums, last(t));
-        }
-        finish(t, tile, uniform(t));
+    const auto& lanes = Step::capsules_;
+    const auto work = [&](int task, const Team& team, int64_t chunk,
+                          const typename Step::Round& round) {
+      const int64_t begin = Step::tile_begin(chunk), end = Step::tile_begin(chunk + 1);
+      const int count = team.samples.count;
+      lanes.clear_sums(task, count);
+      if (round.first)
+        lanes.form(task, team.samples, begin, end, uniform(0));
+      else if (uniform(round.pass))
+        return;  // the first round summed
+      if (!uniform(round.pass)) {
+        lanes.take_vectors(task, count, v_ + team.tile * Step::sums(), nullptr);
+        if (round.stats) return Step::template find_stats<1>(task, team, chunk);
+        attend_by_capsule(task, team, begin, end, last(round.pass));
       }
-    });
+      lanes.take_sums(task, count, Step::cleared_partial(chunk, team.tile));
+    };
+    Step::for_teams(
+        parallel, max(args_.iterations, 1), [&](int64_t tile) { start(tile); }, work,
+        [&](int64_t tile, int t) { finish(t, tile); });
   }
 
   void start(int64_t tile) {
@@ -123,17 +118,15 @@ class Forward : RoutingStep<T, P> {
     });
   }
 
-  // Tiles begin..end-1 of in-capsules, of some of the samples in a tile.
-  void attend_by_capsule(int task, const Samples& samples, int64_t tile, int64_t begin, int64_t end,
-                         T* sums, bool last) {
+  // Tiles begin..end-1 of in-capsules.
+  void attend_by_capsule(int task, const Team& team, int64_t begin, int64_t end, bool last) const {
     const auto& lanes = Step::capsules_;
     using Q = typename CapsuleVotes<T>::Q;
     constexpr int L = Q::samples;
-    lanes.clear_sums(task, samples.count);
-    for (int64_t b = 0; b < samples.count; ++b) {
-      const int64_t sample = samples.first + b;
+    for (int64_t b = 0; b < team.samples.count; ++b) {
+      const int64_t sample = team.samples.first + b;
       const auto couple = [&](int64_t k, T* c) {
-        lanes.softmax(sample, k, Step::lane_stats(tile, b), c);
+        lanes.softmax(sample, k, Step::lane_stats(team.tile, b), c);
         if (in_.mask != nullptr) {
           const Q mask = lanes.mask(sample, k);
           for (int64_t j = 0; j < O; ++j) (Q::load(c + j * L) * mask).store(c + j * L);
@@ -144,9 +137,8 @@ class Forward : RoutingStep<T, P> {
         }
         return c;
       };
-      lanes.template route<1>(task, samples, b, begin, end, couple, L);
+      lanes.template route<1>(task, team.samples, b, begin, end, couple, L);
     }
-    lanes.take_sums(task, samples.count, sums);
   }
 
   // From the dot products with v to in-capsule i's coupling coefficients, in place.
@@ -162,8 +154,9 @@ class Forward : RoutingStep<T, P> {
   }
 
   // From the sums to v and on to the next iteration's logits.
-  void finish(int t, int64_t tile, bool uniform) {
-    const bool last = t + 1 >= args_.iterations, pass = args_.iterations == 0;
+  void finish(int t, int64_t tile) {
+    const bool uniform = this->uniform(t), last = this->last(t), pass = args_.iterations == 0;
+    if (uniform && last) write_uniform_couplings(tile);
     const int64_t tensor = in_.batch * O * E;
     const T* total = Step::total(tile);
     T* s = s_ + tile * (E + votes_dim_) * S;

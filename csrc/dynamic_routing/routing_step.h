@@ -20,49 +20,67 @@ class RoutingStep : protected RoutingBlocks<T, P> {
  protected:
   using Blocks = RoutingBlocks<T, P>;
   using Block = typename Blocks::Block;
-  using Samples = typename Blocks::Samples;
-  using Blocks::ahead, Blocks::count, Blocks::for_chunks, Blocks::sample, Blocks::sweep;
+  using Team = typename Blocks::Team;
+  using Blocks::ahead, Blocks::count, Blocks::for_chunks, Blocks::sample, Blocks::share_out;
   using Blocks::block_, Blocks::by_capsule_, Blocks::capsules_, Blocks::chunks_;
   using Blocks::Blocks;
   using Blocks::D, Blocks::E, Blocks::I, Blocks::in_, Blocks::O, Blocks::S, Blocks::votes_dim_;
-  using Blocks::group_tiles_, Blocks::span_, Blocks::tasks_, Blocks::tiles_;
-  using Blocks::sd_, Blocks::se_, Blocks::teams_, Blocks::tile_begin, Blocks::u, Blocks::weights;
+  using Blocks::group_tiles_, Blocks::memory_, Blocks::span_, Blocks::tasks_, Blocks::tiles_;
+  using Blocks::sd_, Blocks::se_, Blocks::sweep, Blocks::teams_, Blocks::teams_at_once_;
+  using Blocks::tile_begin, Blocks::u, Blocks::weights;
 
   void lay_out(Arena& arena) {
     Blocks::lay_out(arena);
     if (!by_capsule_) {
-      arena.take(votes_, in_.shared ? 0 : tasks_ * span_ * block_ * O * E * S);
-      arena.take(dots_, tasks_ * span_ * block_ * 2 * O * S);
+      memory_.take(votes_, in_.shared ? 0 : span_ * block_ * O * E * S);
+      memory_.take(dots_, span_ * block_ * 2 * O * S);
     }
-    arena.take(partial_, partials() * group_tiles_ * sums());
+    arena.take(partial_, chunks_ * group_tiles_ * sums());
     if (in_.over_in) {
-      arena.take(partial_stats_, partials() * group_tiles_ * stats_packs * O * S);
+      arena.take(partial_stats_, chunks_ * group_tiles_ * stats_packs * O * S);
       arena.take(stats_, group_tiles_ * stats_packs * O * S);
     }
   }
 
-  // Before the first pass over a group's votes.
-  void prepare(const Parallel& parallel, bool sum) {
-    if (!by_capsule_) return Blocks::pack_u(parallel);
-    for_chunks(parallel, [&](int task, int64_t chunk) {
-      if (sum) capsules_.clear_sums(task, few().count);
-      capsules_.form(task, few(), tile_begin(chunk), tile_begin(chunk + 1), sum);
-      if (sum) capsules_.take_sums(task, few().count, cleared_partial(chunk, 0));
-    });
-  }
-  void pack_weights(const Parallel& parallel) {
-    if (sample(0) > 0) return;  // the first group did
-    for_chunks(parallel, [&](int, int64_t chunk) {
-      capsules_.pack_weights(tile_begin(chunk), tile_begin(chunk + 1));
-    });
-  }
-  Samples few() const { return capsules_.samples(0, 0, int(in_.batch)); }
-  // f(task, tile, samples) for each team of the group.
-  template <class F>
-  void for_teams(const Parallel& parallel, const F& f) const {
-    Blocks::share_out(parallel, tiles_, [&](int task, int64_t tile) {
-      f(task, tile, capsules_.samples(task, sample(tile), count(tile)));
-    });
+  // One go of a team through its votes: a pass, or, before it, the stats of a softmax over the
+  // in-capsules.
+  struct Round {
+    int pass;
+    bool stats, first;
+  };
+  // start(tile), then all rounds of the team: work(task, team, chunk, round) for each chunk of
+  // in-capsules, and finish(tile, pass). Few samples are one team.
+  template <class Start, class Work, class Finish>
+  void for_teams(const Parallel& parallel, int passes, const Start& start, const Work& work,
+                 const Finish& finish) {
+    if (teams_ && sample(0) == 0)
+      share_out(parallel, capsules_.tiles(), [&](int, int64_t k) { capsules_.pack_weights(k); });
+    const int legs = in_.over_in ? 2 : 1;
+    const auto round = [&](int n) { return Round{n / legs, n % legs + 1 < legs, n == 0}; };
+    const auto end = [&](int64_t tile, int n) {
+      round(n).stats ? close_stats(tile) : finish(tile, n / legs);
+    };
+    const auto team = [&](int64_t tile, int64_t place) {
+      return Team{tile, capsules_.samples(place, sample(tile), count(tile))};
+    };
+    if (chunks_ == 1)
+      return share_out(parallel, tiles_, [&](int task, int64_t tile) {
+        start(tile);
+        for (int n = 0; n < legs * passes; ++n) {
+          work(task, team(tile, task), 0, round(n));
+          end(tile, n);
+        }
+      });
+    for (int64_t first = 0; first < tiles_; first += teams_at_once_) {
+      const int64_t teams = min(teams_at_once_, tiles_ - first);
+      parallel_for(parallel, int(teams), [&](int k) { start(first + k); });
+      for (int n = 0; n < legs * passes; ++n) {
+        share_out(parallel, teams * chunks_, [&](int task, int64_t k) {
+          work(task, team(first + k / chunks_, k / chunks_), k % chunks_, round(n));
+        });
+        parallel_for(parallel, int(teams), [&](int k) { end(first + k, n); });
+      }
+    }
   }
 
   int64_t sums() const { return O * votes_dim_ * S; }  // numbers in a tile's sums s
@@ -103,10 +121,10 @@ class RoutingStep : protected RoutingBlocks<T, P> {
   }
   // Of in-capsule n and tile t of the last block.
   T* votes(int task, int64_t t, int64_t n) const {
-    return votes_ + ((task * span_ + t) * block_ + n) * O * E * S;
+    return memory_.of(task, votes_) + (t * block_ + n) * O * E * S;
   }
   T* dots(int task, int64_t t, int64_t n, int set) const {
-    return dots_ + (((task * span_ + t) * block_ + n) * 2 + set) * O * S;
+    return memory_.of(task, dots_) + ((t * block_ + n) * 2 + set) * O * S;
   }
 
   P prior(int64_t tile, int64_t i, int64_t j) const {
@@ -177,11 +195,6 @@ class RoutingStep : protected RoutingBlocks<T, P> {
     for_chunks(parallel, [&](int task, int64_t chunk) {
       T* chunk_stats = partial_stats(chunk, 0);
       for (int64_t k = 0; k < tiles_ * O; ++k) start_stats<P>(chunk_stats + k * stats_packs * S);
-      if (by_capsule_) {
-        capsules_.take_vectors(task, few().count, v, sbar);
-        return capsules_.template find_stats<DOTS>(task, few(), tile_begin(chunk),
-                                                   tile_begin(chunk + 1), chunk_stats);
-      }
       sweep(task, chunk, [&](const Block& block) {
         vote<DOTS>(task, block, v, sbar);
         for (int64_t t = 0; t < block.tiles; ++t)
@@ -199,19 +212,19 @@ class RoutingStep : protected RoutingBlocks<T, P> {
     });
     for (int64_t tile = 0; tile < tiles_; ++tile) close_stats(tile);
   }
-  // The same of a team, whose v and sbar have been taken.
+  // A chunk's part in those of a team, whose v and sbar have been taken.
   template <int DOTS>
-  void find_stats(int task, int64_t tile, const Samples& samples) {
-    T* stats = partial_stats(0, tile);
+  void find_stats(int task, const Team& team, int64_t chunk) const {
+    T* stats = partial_stats(chunk, team.tile);
     for (int64_t j = 0; j < O; ++j) start_stats<P>(stats + j * stats_packs * S);
-    capsules_.template find_stats<DOTS>(task, samples, 0, capsules_.tiles(), stats);
-    close_stats(tile);
+    capsules_.template find_stats<DOTS>(task, team.samples, tile_begin(chunk),
+                                        tile_begin(chunk + 1), stats);
   }
   void close_stats(int64_t tile) {
     for (int64_t j = 0; j < O; ++j) {
       T* total = stats(tile, j);
       start_stats<P>(total, in_.leaky);
-      for (int64_t chunk = 0; chunk < partials(); ++chunk) {
+      for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
         const T* more = partial_stats(chunk, tile) + j * stats_packs * S;
         merge_stats(total, P::load(more), P::load(more + S), P::load(more + 2 * S));
       }
@@ -231,15 +244,12 @@ class RoutingStep : protected RoutingBlocks<T, P> {
     return in_.over_in ? stats(tile, 0) + b : nullptr;
   }
 
-  // Sums are cut into so many parts.
-  int64_t partials() const { return teams_ ? 1 : chunks_; }
   T* partial(int64_t chunk, int64_t tile) const {
     return partial_ + (chunk * group_tiles_ + tile) * sums();
   }
-  // From `tile` on, of so many tiles.
-  T* cleared_partial(int64_t chunk, int64_t tile, int64_t tiles = 1) const {
+  T* cleared_partial(int64_t chunk, int64_t tile) const {
     T* sums = partial(chunk, tile);
-    clear(sums, tiles * this->sums());
+    clear(sums, this->sums());
     return sums;
   }
   static void clear(T* x, int64_t numbers) {
@@ -250,7 +260,7 @@ class RoutingStep : protected RoutingBlocks<T, P> {
   }
   // The chunks' partial sums, added up into those of chunk 0.
   T* total(int64_t tile) const {
-    for (int64_t chunk = 1; chunk < partials(); ++chunk)
+    for (int64_t chunk = 1; chunk < chunks_; ++chunk)
       add(partial(0, tile), partial(chunk, tile), sums());
     return partial(0, tile);
   }
@@ -289,7 +299,8 @@ class RoutingStep : protected RoutingBlocks<T, P> {
     h = P::load(hs);
   }
 
-  T *votes_, *dots_, *partial_, *partial_stats_ = nullptr, *stats_ = nullptr;
+  T *partial_, *partial_stats_ = nullptr, *stats_ = nullptr;
+  TaskPiece<T> votes_, dots_;
 };
 
 }  // namespace
