@@ -64,20 +64,29 @@ inline bool is_dense(const Tensor& tensor) {
   return true;
 }
 
+constexpr int64_t huge_page = 2 << 20;
+struct HugePages {
+  char* first = nullptr;
+  int64_t count = 0;
+};
+
 // Asks for huge pages under a large fresh CPU allocation: its first touch is then one page fault
-// for every 2 MB, not for every 4 kB. A hint only; nothing depends on it.
-inline void prefer_huge_pages(const Tensor& fresh) {
+// for every 2 MB, not for every 4 kB. A hint only; nothing depends on it. Returns those asked for.
+inline HugePages prefer_huge_pages(const Tensor& fresh) {
 #if defined(__linux__)
   // Smaller blocks come back from the allocator with their pages in place (glibc's largest mmap
   // threshold is 32 MB): there is no first touch to save.
-  constexpr uintptr_t page = 2u << 20, fresh_bytes = 32u << 20;
+  constexpr uintptr_t page = huge_page, fresh_bytes = 32u << 20;
   const auto begin = reinterpret_cast<uintptr_t>(fresh.data_ptr());
   const uintptr_t end = begin + static_cast<uintptr_t>(fresh.numel()) * fresh.element_size();
   const uintptr_t first = (begin + page - 1) & ~(page - 1);
-  if (end - begin >= fresh_bytes && end > first)
-    madvise(reinterpret_cast<void*>(first), (end - first) & ~(page - 1), MADV_HUGEPAGE);
+  if (end - begin < fresh_bytes || end <= first) return {};
+  const HugePages pages{reinterpret_cast<char*>(first), static_cast<int64_t>((end - first) / page)};
+  madvise(pages.first, pages.count * page, MADV_HUGEPAGE);
+  return pages;
 #else
   (void)fresh;
+  return {};
 #endif
 }
 

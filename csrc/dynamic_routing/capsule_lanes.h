@@ -80,10 +80,12 @@ class CapsuleLanes {
            few_samples * sample_bytes(in) <= few_of_team_bytes &&
            sample_bytes(in) * in.in_dim <= packed_weight_bytes;
   }
-  // By the shape alone, so that no sum depends on the number of threads.
+  // By the shape alone, so that no sum depends on the number of threads. In whole blocks of rows of
+  // the products that form the votes.
   static int64_t team(const RoutingInputs& in, int64_t most) {
-    return min(min(most, ceil_div(in.batch, fewest_teams)),
-               2 * few_of_team_bytes / sample_bytes(in));
+    const int64_t held =
+        min(min(most, ceil_div(in.batch, fewest_teams)), 2 * few_of_team_bytes / sample_bytes(in));
+    return held > pack_rows ? held - held % pack_rows : held;
   }
 
   int64_t tiles() const { return tiles_; }

@@ -75,7 +75,7 @@ struct RoutingGradients {
     }
     if (need_weight) {
       weight = torch::stable::empty_like(given_weight);
-      prefer_huge_pages(weight);
+      map_pages(prefer_huge_pages(weight), torch_threads());
       args.grad_weight = weight.data_ptr();
       const int64_t last = weight.dim() - 1;
       args.grad_weight_stride[0] = weight.stride(0);

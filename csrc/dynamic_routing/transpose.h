@@ -84,7 +84,7 @@ LAMINA_INLINE void store_some(T* p, const typename P::Vec& x, int count) {
 }
 
 // From `count` rows of numbers, one a sample and `stride` apart, to packs; 0 past `count`. Those
-// `ahead` will be read next.
+// `ahead` will be read next. Loops of a known length keep the vectors in registers.
 template <class P, class T>
 inline void to_packs(const T* from, int64_t stride, int count, int64_t columns, T* to,
                      int64_t ahead = 0) {
@@ -94,6 +94,7 @@ inline void to_packs(const T* from, int64_t stride, int count, int64_t columns, 
     for (int lane = 0; lane < P::samples; lane += width) {
       const int filled = columns - c < width ? int(columns - c) : width;
       const T* row = from + lane * stride + c;
+      T* pack = to + c * P::samples + lane;
       Vec a[width];
       if (filled == width && lane + width <= count) {
 #pragma GCC unroll 16
@@ -101,13 +102,15 @@ inline void to_packs(const T* from, int64_t stride, int count, int64_t columns, 
           a[r] = *reinterpret_cast<const typename P::UnalignedVec*>(row + r * stride);
           __builtin_prefetch(row + r * stride + ahead);
         }
+        transpose<P>(a);
+#pragma GCC unroll 16
+        for (int k = 0; k < width; ++k) *reinterpret_cast<Vec*>(pack + k * P::samples) = a[k];
       } else {
         for (int r = 0; r < width; ++r)
           a[r] = load_some<P>(row + r * stride, lane + r < count ? filled : 0);
+        transpose<P>(a);
+        for (int k = 0; k < filled; ++k) *reinterpret_cast<Vec*>(pack + k * P::samples) = a[k];
       }
-      transpose<P>(a);
-      for (int k = 0; k < filled; ++k)
-        *reinterpret_cast<Vec*>(to + (c + k) * P::samples + lane) = a[k];
     }
 }
 
@@ -120,15 +123,26 @@ inline void from_packs(const T* from, int64_t columns, T* to, int64_t stride, in
   for (int64_t c = 0; c < columns; c += width)
     for (int lane = 0; lane < count; lane += width) {
       const int filled = columns - c < width ? int(columns - c) : width;
+      const T* pack = from + c * P::samples + lane;
+      T* row = to + lane * stride + c;
       Vec a[width];
+      if (filled == width && lane + width <= count) {
 #pragma GCC unroll 16
-      for (int k = 0; k < width; ++k)
-        a[k] =
-            k < filled ? *reinterpret_cast<const Vec*>(from + (c + k) * P::samples + lane) : Vec{};
-      transpose<P>(a);
-      for (int r = 0; r < width && lane + r < count; ++r) {
-        __builtin_prefetch(to + (lane + r) * stride + c + ahead, 1);
-        store_some<P>(to + (lane + r) * stride + c, a[r], filled);
+        for (int k = 0; k < width; ++k) a[k] = *reinterpret_cast<const Vec*>(pack + k * P::samples);
+        transpose<P>(a);
+#pragma GCC unroll 16
+        for (int r = 0; r < width; ++r) {
+          __builtin_prefetch(row + r * stride + ahead, 1);
+          *reinterpret_cast<typename P::UnalignedVec*>(row + r * stride) = a[r];
+        }
+      } else {
+        for (int k = 0; k < width; ++k)
+          a[k] = k < filled ? *reinterpret_cast<const Vec*>(pack + k * P::samples) : Vec{};
+        transpose<P>(a);
+        for (int r = 0; r < width && lane + r < count; ++r) {
+          __builtin_prefetch(row + r * stride + ahead, 1);
+          store_some<P>(row + r * stride, a[r], filled);
+        }
       }
     }
 }
