@@ -61,7 +61,7 @@ class Forward : RoutingStep<T, P> {
       if (!uniform(round.pass)) {
         lanes.take_vectors(task, count, v_ + team.tile * Step::sums(), nullptr);
         if (round.stats) return Step::template find_stats<1>(task, team, chunk);
-        attend_by_capsule(task, team, begin, end, last(round.pass));
+        attend_by_capsule(task, team, begin, end, round.pass);
       }
       lanes.take_sums(task, count, Step::cleared_partial(chunk, team.tile));
     };
@@ -118,12 +118,14 @@ class Forward : RoutingStep<T, P> {
     });
   }
 
-  // Tiles begin..end-1 of in-capsules.
-  void attend_by_capsule(int task, const Team& team, int64_t begin, int64_t end, bool last) const {
+  // Tiles begin..end-1 of in-capsules. Every other pass begins with the samples that the one before
+  // ended with, whose votes are still near.
+  void attend_by_capsule(int task, const Team& team, int64_t begin, int64_t end, int t) const {
     const auto& lanes = Step::capsules_;
     using Q = typename CapsuleVotes<T>::Q;
     constexpr int L = Q::samples;
-    for (int64_t b = 0; b < team.samples.count; ++b) {
+    for (int64_t k = 0; k < team.samples.count; ++k) {
+      const int64_t b = t % 2 == 0 ? team.samples.count - 1 - k : k;
       const int64_t sample = team.samples.first + b;
       const auto couple = [&](int64_t k, T* c) {
         lanes.softmax(sample, k, Step::lane_stats(team.tile, b), c);
@@ -131,7 +133,7 @@ class Forward : RoutingStep<T, P> {
           const Q mask = lanes.mask(sample, k);
           for (int64_t j = 0; j < O; ++j) (Q::load(c + j * L) * mask).store(c + j * L);
         }
-        if (last && args_.couplings != nullptr) {
+        if (last(t) && args_.couplings != nullptr) {
           T* to = static_cast<T*>(args_.couplings) + (sample * I + k * L) * O;
           for (int64_t j = 0; j < O; ++j) Q::load(c + j * L).scatter(to + j, O, lanes.count(k));
         }
