@@ -15,7 +15,7 @@ TILES = {"im2col": 0, "winograd": 2, "winograd4": 4}
 # Where csrc/dynamic_routing/capsule_lanes.h forms the votes once a call: of a few samples, and of
 # teams of samples.
 FEW_SAMPLES, FEW_VOTES_BYTES = 4, 16 << 20
-TEAM_VOTES_BYTES, PACKED_WEIGHT_BYTES = 3 << 20, 12 << 20
+FEW_OF_TEAM_BYTES, PACKED_WEIGHT_BYTES = 3 << 20, 12 << 20
 VECTOR_BYTES = {"baseline": 16, "avx2": 32, "avx512": 64}
 
 
@@ -105,6 +105,6 @@ def _by_teams(u: Tensor, weight: Tensor, passes: int) -> bool:
     return (
         passes > 1
         and padded <= ins + ins // 4
-        and FEW_SAMPLES * sample <= TEAM_VOTES_BYTES
+        and FEW_SAMPLES * sample <= FEW_OF_TEAM_BYTES
         and sample * d <= PACKED_WEIGHT_BYTES
     )

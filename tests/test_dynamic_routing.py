@@ -166,6 +166,27 @@ def test_in_capsules_in_the_lanes(batch, layout, coupling_dim):
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("coupling_dim", ["out", "in"])
+def test_teams_of_two_chunks(coupling_dim):
+    """Teams whose votes are cut in two, one at a time and, with three threads, several at once."""
+    u, weight = drawn(10, 300, 4), drawn(10, 300, 16, 4, scale=0.3)
+    bias, prior = drawn(10, 16), drawn(10, 300, 10)
+    kwargs = {"bias": bias, "prior": prior, "mask": torch.rand(10, 300) < 0.7}
+    kwargs |= {"coupling_dim": coupling_dim, "return_couplings": True}
+    leaves = (u, weight, bias, prior)
+    exact = reference(u, weight, **kwargs)
+    grad = torch.randn_like(exact[0])
+    exact = (*exact, *torch.autograd.grad(exact[0], leaves, grad))
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        got = dynamic_routing(u, weight, backend="cpp", **kwargs)
+        got = (*got, *torch.autograd.grad(got[0], leaves, grad))
+        for found, wanted in zip(got, exact):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("layout", ["oied", "idoe"])
 def test_several_tiles(layout):
     """grad_weight summed over the lanes of several tiles, in and out of the weight's order."""
