@@ -87,7 +87,7 @@ class RoutingBlocks {
     weight_capsules_ = max(ceil_div(weight_bytes / max(capsule * D, 1), block_), 1) * block_;
   }
 
-  // Passes over the votes of a tile that `capsules_` looks after point to `memory_`.
+  // capsules_ refers to memory_.
   RoutingBlocks(const RoutingBlocks&) = delete;
 
   void lay_out(Arena& arena) {
