@@ -139,7 +139,9 @@ inline void from_packs(const T* from, int64_t columns, T* to, int64_t stride, in
         for (int k = 0; k < width; ++k)
           a[k] = k < filled ? *reinterpret_cast<const Vec*>(pack + k * P::samples) : Vec{};
         transpose<P>(a);
-        for (int r = 0; r < width && lane + r < count; ++r) {
+#pragma GCC unroll 16
+        for (int r = 0; r < width; ++r) {
+          if (lane + r >= count) break;
           __builtin_prefetch(row + r * stride + ahead, 1);
           store_some<P>(row + r * stride, a[r], filled);
         }
