@@ -187,6 +187,18 @@ def test_teams_of_two_chunks(coupling_dim):
     torch.set_num_threads(before)
 
 
+def test_a_gradient_on_huge_pages():
+    """grad_weight of 36 MB: its pages are touched first, then couplings are kept in it."""
+    leaves = drawn(6, 1100, 16), drawn(32, 1100, 16, 16, scale=0.1)
+    exact = torch.autograd.grad(reference(*leaves).square().sum(), leaves)
+    single = [x.detach().float().requires_grad_() for x in leaves]
+    got = torch.autograd.grad(dynamic_routing(*single, backend="cpp").square().sum(), single)
+    eager = torch.autograd.grad(reference(*single).square().sum(), single)
+    for found, plain, wanted in zip(got, eager, exact):
+        # The leaves rounded to float32 are in both errors.
+        assert (found - wanted).abs().max() <= 2 * (plain - wanted).abs().max()
+
+
 @pytest.mark.parametrize("layout", ["oied", "idoe"])
 def test_several_tiles(layout):
     """grad_weight summed over the lanes of several tiles, in and out of the weight's order."""
